@@ -1,0 +1,148 @@
+"""One encoder per modality, and heads: one each, one for the joined features, or one shared by all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from igm_fast.data.dataset import ModalitySpec
+from igm_fast.models.small import build_encoder, check_input
+from igm_fast.names import nearest
+
+Head = Literal["separate", "joint", "shared"]
+HEADS: tuple[Head, ...] = get_args(Head)
+
+
+class Branch(nn.Module):
+    """Encoder and, with ``head="separate"``, linear head of one modality.
+
+    ``forward`` gives logits ``[B, classes]``, or the features ``[B, width]`` where ``head`` is None.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Linear | None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits, or features without a head."""
+        return self.classify(self.encoder(x))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return the head's logits for features ``[B, width]``, or the features without a head."""
+        return features if self.head is None else self.head(features)
+
+
+class MultimodalModel(nn.Module):
+    """Encoders and heads for any number of modalities.
+
+    Heads: ``"separate"``: each branch ends in its own linear head (late fusion, IGM); ``"shared"``: one
+    ``shared_head`` reads the features of every modality (MLA); ``"joint"``: one ``joint_head`` reads all features side
+    by side (concatenation).
+
+    Args:
+        specs: the modalities, in the order of the joined features.
+        num_classes: at least 2.
+        head: see above.
+        width: features per modality.
+        encoder: makes the encoder of a modality, ``encoder(spec, width)``.
+
+    Raises:
+        ValueError: no or equal modalities, fewer than two classes, an unknown head.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ModalitySpec],
+        num_classes: int,
+        head: Head = "separate",
+        width: int = 64,
+        *,
+        encoder: Callable[[ModalitySpec, int], nn.Module] = build_encoder,
+    ) -> None:
+        super().__init__()
+        if head not in HEADS:
+            raise ValueError(nearest(head, HEADS, "head"))
+        if num_classes < 2:
+            raise ValueError(f"num_classes is {num_classes}, expected at least 2; check the labels")
+        self.specs = {spec.name: spec for spec in specs}
+        if not specs or len(self.specs) != len(specs):
+            raise ValueError(f"modalities are {[spec.name for spec in specs]}; expected at least one, each name once")
+        self.head = head
+        self.num_classes = num_classes
+        self.width = width
+        self.branches = nn.ModuleDict(
+            {
+                name: Branch(encoder(spec, width), nn.Linear(width, num_classes) if head == "separate" else None)
+                for name, spec in self.specs.items()
+            }
+        )
+        if head == "joint":
+            self.joint_head = nn.Linear(width * len(specs), num_classes)
+        elif head == "shared":
+            self.shared_head = nn.Linear(width, num_classes)
+
+    @property
+    def modalities(self) -> list[str]:
+        """Names of the modalities, in order."""
+        return list(self.specs)
+
+    def forward(self, inputs: dict[str, Tensor], modalities: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Return logits ``[B, classes]`` of each asked modality (default: all).
+
+        With ``head="joint"`` the result also has ``"joint"`` when all modalities are asked for. The entries of single
+        modalities are then shares Wᵐhᵐ + b/M, which add up to the joint logits; they carry no gradient.
+
+        Raises:
+            ValueError: an asked modality is unknown or not in ``inputs``, or an input does not fit its modality.
+        """
+        features = self.features(inputs, modalities)
+        if self.head == "joint":
+            return self._joint(features)
+        if self.head == "shared":
+            return {name: self.shared_head(feature) for name, feature in features.items()}
+        return {name: self.branch(name).classify(feature) for name, feature in features.items()}
+
+    def features(self, inputs: dict[str, Tensor], modalities: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Return features ``[B, width]`` of each asked modality (default: all).
+
+        Raises:
+            ValueError: as for :meth:`forward`.
+        """
+        features: dict[str, Tensor] = {}
+        for name in self.modalities if modalities is None else modalities:
+            branch = self.branch(name)
+            if name not in inputs:
+                raise ValueError(
+                    f"inputs have no modality {name!r}, only {list(inputs)}; expected {self.modalities}. Add it, or "
+                    f"ask for the others: model(inputs, modalities={[m for m in self.modalities if m in inputs]})"
+                )
+            check_input(inputs[name], self.specs[name])
+            features[name] = branch.encoder(inputs[name])
+        return features
+
+    def branch(self, name: str) -> Branch:
+        """Return the branch of a modality.
+
+        Raises:
+            ValueError: unknown name.
+        """
+        if name not in self.specs:
+            raise ValueError(nearest(name, self.modalities, "modality"))
+        return cast(Branch, self.branches[name])
+
+    def _joint(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        logits: dict[str, Tensor] = {}
+        if len(features) == len(self.specs):
+            logits["joint"] = self.joint_head(torch.cat([features[name] for name in self.modalities], dim=1))
+        blocks = dict(
+            zip(self.modalities, torch.split(self.joint_head.weight.detach(), self.width, dim=1), strict=True)
+        )
+        bias = self.joint_head.bias.detach() / len(self.specs)
+        for name, feature in features.items():
+            logits[name] = functional.linear(feature.detach(), blocks[name], bias)
+        return logits
