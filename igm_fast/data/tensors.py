@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -84,19 +85,17 @@ def from_tensors(
         _spec(modality, [dataset.inputs[modality] for dataset in parts.values()], kinds or {}, vocabularies or {})
         for modality in names
     )
-    fingerprint = _fingerprint(parts)
-    if standardize:
-        parts = _standardized(parts, specs)
     count = 1 + max(int(dataset.labels.max()) for dataset in parts.values())
-    return MultimodalData(
+    data = MultimodalData(
         name=name,
         modalities=specs,
         classes=tuple(classes) if classes is not None else tuple(map(str, range(count))),
         **parts,
-        fingerprint=fingerprint,
+        fingerprint=_fingerprint(parts),
         description=description,
         seed=seed,
     )
+    return replace(data, **_standardized(data)) if standardize else data
 
 
 def _dataset(
@@ -125,18 +124,14 @@ def _spec(
     return ModalitySpec(name, kind, shape, vocabulary)
 
 
-def _standardized(
-    parts: Mapping[str, MultimodalDataset], specs: Sequence[ModalitySpec]
-) -> dict[str, MultimodalDataset]:
-    inputs: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
-    for spec in specs:
-        mean, scale = (
-            (0.0, 1.0) if spec.kind == "tokens" else _channel_statistics(parts["train"].inputs[spec.name], spec)
-        )
-        for part, dataset in parts.items():
-            samples = dataset.inputs[spec.name]
-            inputs[part][spec.name] = samples if spec.kind == "tokens" else (samples - mean) / scale
-    return {part: MultimodalDataset(inputs[part], dataset.labels) for part, dataset in parts.items()}
+def _standardized(data: MultimodalData) -> dict[str, MultimodalDataset]:
+    inputs = {part: dict(dataset.inputs) for part, dataset in data.parts.items()}
+    for spec in data.modalities:
+        if spec.kind != "tokens":
+            mean, scale = _channel_statistics(data.train.inputs[spec.name], spec)
+            for samples in inputs.values():
+                samples[spec.name] = (samples[spec.name] - mean) / scale
+    return {part: MultimodalDataset(inputs[part], dataset.labels) for part, dataset in data.parts.items()}
 
 
 def _channel_statistics(samples: Tensor, spec: ModalitySpec) -> tuple[Tensor, Tensor]:

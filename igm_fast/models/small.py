@@ -105,7 +105,7 @@ def build_encoder(spec: ModalitySpec, width: int = 64) -> nn.Module:
 
 
 def check_input(x: Tensor, spec: ModalitySpec) -> None:
-    """Raise a ValueError unless ``x`` is a batch of this modality; lengths and picture sizes may differ from the spec.
+    """Raise a ValueError unless ``x`` is a batch of this modality; lengths, picture sizes and frames may differ.
 
     Raises:
         ValueError: wrong number of dimensions, channels or dtype.
@@ -115,6 +115,8 @@ def check_input(x: Tensor, spec: ModalitySpec) -> None:
         expected[-1] = "T" if spec.kind == "sequence" else "L"
     elif spec.kind == "image":
         expected[-2:] = ["H", "W"]
+        if len(spec.shape) == 4:
+            expected[1] = "T"
     shape = tuple(x.shape)
     if len(shape) != len(expected) or any(n != e for n, e in zip(shape, expected, strict=True) if isinstance(e, int)):
         raise ValueError(
