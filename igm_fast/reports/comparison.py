@@ -1,0 +1,270 @@
+"""Many runs as one table: mean ± std over seeds, paired tests against one method, Markdown and CSV of it.
+
+The comparison is a plain dictionary (it *is* comparison.json), so that pages and figures can be made again from the
+file alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from igm_fast.reports import statistics
+from igm_fast.reports.record import METRICS, Run, read_run
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One run of a comparison: a method (with its modality, where it trains only one) on a data set with a seed."""
+
+    data: str
+    method: str
+    modality: str | None
+    seed: int
+
+    @property
+    def row(self) -> str:
+        """The table row this cell counts for."""
+        return f"{self.method}-{self.modality}" if self.modality else self.method
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, relative to the comparison's folder."""
+        return Path("cells") / self.data / self.row / f"seed{self.seed}"
+
+    def __str__(self) -> str:
+        return f"{self.data} {self.row} seed {self.seed}"
+
+
+def compare_runs(out: Path, cells: Iterable[Cell], reference: str) -> dict[str, Any]:
+    """Read finished cells and return their summaries and tests; missing cells only make the counts smaller.
+
+    Holm's correction covers, in one data set and one metric, all rows tested against the reference.
+
+    Args:
+        out: folder of the comparison.
+        cells: cells to read; those without a result are left out.
+        reference: row that the others are tested against.
+
+    Raises:
+        ValueError: cells of one data set and seed were made from different data.
+    """
+    runs = {cell: read_run(out / cell.folder) for cell in cells if (out / cell.folder / "result.json").exists()}
+    check_same_data(runs)
+    return {
+        "reference": reference,
+        "confidence": statistics.CONFIDENCE,
+        "data": {
+            data: _compare_rows({cell: run for cell, run in runs.items() if cell.data == data}, reference)
+            for data in dict.fromkeys(cell.data for cell in runs)
+        },
+        "cells": [
+            asdict(cell) | {"row": cell.row, "folder": cell.folder.as_posix(), "seconds": run.result.get("seconds")}
+            for cell, run in runs.items()
+        ],
+    }
+
+
+def check_same_data(runs: Mapping[Cell, Run]) -> None:
+    """Refuse results that were not measured on the same samples.
+
+    Raises:
+        ValueError: two cells of one data set and seed differ in their data fingerprint or test labels.
+    """
+    first: dict[tuple[str, int], tuple[Cell, Run]] = {}
+    for cell, run in runs.items():
+        other_cell, other = first.setdefault((cell.data, cell.seed), (cell, run))
+        ours, theirs = run.result.get("data_fingerprint"), other.result.get("data_fingerprint")
+        labels = None if run.labels is None else run.labels.tolist()
+        other_labels = None if other.labels is None else other.labels.tolist()
+        if ours != theirs or (labels and other_labels and labels != other_labels):
+            raise ValueError(
+                f"{cell.folder} and {other_cell.folder} were measured on different data (fingerprints {ours} and "
+                f"{theirs}), so they cannot share a table. Remove the outdated folder or choose another --out."
+            )
+
+
+def _compare_rows(runs: Mapping[Cell, Run], reference: str) -> dict[str, Any]:
+    rows: dict[str, dict[int, Run]] = {}
+    for cell, run in runs.items():
+        rows.setdefault(cell.row, {})[cell.seed] = run
+    modalities = list(dict.fromkeys(name for run in runs.values() for name in run.result["modalities"]))
+    return {
+        "modalities": modalities,
+        "fingerprints": {str(cell.seed): run.result.get("data_fingerprint") for cell, run in runs.items()},
+        "test_samples": {str(c.seed): len(run.labels) for c, run in runs.items() if run.labels is not None},
+        "methods": {row: _summaries(by_seed, modalities) for row, by_seed in rows.items()},
+        "tests": [test for metric in METRICS for test in _tests_over_seeds(rows, reference, metric)],
+        "mcnemar": [test for seed in sorted({c.seed for c in runs}) for test in _tests_in_seed(rows, reference, seed)],
+    }
+
+
+def _scores(by_seed: Mapping[int, Run], branch: str | None, metric: str) -> dict[int, float]:
+    scores = {}
+    for seed, run in sorted(by_seed.items()):
+        value = run.result["test"].get(branch or run.headline, {}).get(metric)
+        if value is not None:
+            scores[seed] = float(value)
+    return scores
+
+
+def _summaries(by_seed: Mapping[int, Run], modalities: Sequence[str]) -> dict[str, Any]:
+    def summary(scores: Mapping[int, float]) -> dict[str, Any]:
+        values = {str(seed): value for seed, value in scores.items()}
+        return asdict(statistics.summarize(list(scores.values()))) | {"values": values}
+
+    return {
+        "seeds": sorted(by_seed),
+        "fused": {metric: summary(_scores(by_seed, None, metric)) for metric in METRICS},
+        "modalities": {name: {m: summary(_scores(by_seed, name, m)) for m in METRICS} for name in modalities},
+        "seconds": summary({seed: float(run.result["seconds"]) for seed, run in sorted(by_seed.items())}),
+        "num_parameters": next(iter(by_seed.values())).result.get("num_parameters"),
+    }
+
+
+def _tests_over_seeds(rows: Mapping[str, Mapping[int, Run]], reference: str, metric: str) -> list[dict[str, Any]]:
+    if reference not in rows:
+        return []
+    others = [row for row in rows if row != reference]
+    base = _scores(rows[reference], None, metric)
+    tests = [statistics.paired_test(_scores(rows[row], None, metric), base) for row in others]
+    adjusted = statistics.holm([test.p for test in tests])
+    return [
+        {"method": row, "against": reference, "metric": metric}
+        | asdict(test)
+        | {"p_holm": p, "significant": None if p is None else p < statistics.SIGNIFICANCE}
+        for row, test, p in zip(others, tests, adjusted, strict=True)
+    ]
+
+
+def _tests_in_seed(rows: Mapping[str, Mapping[int, Run]], reference: str, seed: int) -> list[dict[str, Any]]:
+    """McNemar's tests on the test samples of one seed; Holm's correction covers the rows of that seed."""
+    correct = {}
+    for row, by_seed in rows.items():
+        if seed in by_seed and by_seed[seed].labels is not None:
+            run = by_seed[seed]
+            prediction = run.probabilities.get("fused", run.probabilities.get(run.headline))
+            if prediction is not None:
+                correct[row] = prediction.argmax(axis=1) == run.labels
+    base = correct.pop(reference, None)
+    if base is None:
+        return []
+    tests = {row: statistics.mcnemar(right, base) for row, right in correct.items()}
+    adjusted = statistics.holm([test.p for test in tests.values()])
+    return [
+        {"method": row, "against": reference, "seed": seed} | asdict(test) | {"p_holm": p}
+        for (row, test), p in zip(tests.items(), adjusted, strict=True)
+    ]
+
+
+def spread(summary: Mapping[str, Any], digits: int = 3) -> str:
+    """Return ``mean ± std``; without a second value only the mean, without any a dash."""
+    if summary["mean"] is None:
+        return "–"
+    mean = f"{summary['mean']:.{digits}f}"
+    return mean if summary["std"] is None else f"{mean} ± {summary['std']:.{digits}f}"
+
+
+def best_rows(methods: Mapping[str, Any], column: str, modality: str | None = None) -> set[str]:
+    """Return the rows with the highest printed mean in a column (several where they print alike)."""
+    printed = {}
+    for row, summary in methods.items():
+        mean = (summary["fused"] if modality is None else summary["modalities"][modality])[column]["mean"]
+        if mean is not None:
+            printed[row] = round(mean, 3)
+    return {row for row, mean in printed.items() if mean == max(printed.values())}
+
+
+def verdict(test: Mapping[str, Any], mcnemar: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return one test in words: difference, interval, adjusted p, and "not significant" where it is not.
+
+    With one seed only McNemar's test on that seed's samples is possible; it is named as such.
+    """
+    if test["mean_difference"] is None:
+        return str(test["note"])
+    words = f"{test['mean_difference']:+.3f}"
+    if test["interval"] is not None:
+        words += f" [{test['interval'][0]:+.3f}, {test['interval'][1]:+.3f}]"
+    if test["p_holm"] is None:
+        single = [m for m in mcnemar if m["method"] == test["method"] and m["seed"] in test["seeds"]]
+        if test["metric"] != "accuracy" or len(single) != 1:
+            return f"{words}; {test['note']}"
+        p, significant, name = single[0]["p_holm"], single[0]["p_holm"] < statistics.SIGNIFICANCE, "one seed, McNemar p"
+    else:
+        p, significant, name = test["p_holm"], test["significant"], "p" if test["p_t"] is not None else "Wilcoxon p"
+    return f"{words}, {name} {_p_words(p)}{'' if significant else ', not significant'}"
+
+
+def _p_words(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def markdown(comparison: Mapping[str, Any]) -> str:
+    """Return one Markdown table for each data set, best means in bold, tests in words, and how to read it."""
+    parts = []
+    for data, content in comparison["data"].items():
+        methods, modalities = content["methods"], content["modalities"]
+        head = ["method", *METRICS.values(), *modalities, "seconds", f"accuracy against {comparison['reference']}"]
+        parts += [f"### {data}", "", f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+        best = {metric: best_rows(methods, metric) for metric in METRICS}
+        best |= {name: best_rows(methods, "accuracy", name) for name in modalities}
+        tests = {test["method"]: test for test in content["tests"] if test["metric"] == "accuracy"}
+        for row, summary in methods.items():
+            columns = {metric: spread(summary["fused"][metric]) for metric in METRICS}
+            columns |= {name: spread(summary["modalities"][name]["accuracy"]) for name in modalities}
+            cells = [f"**{shown}**" if row in best[column] else shown for column, shown in columns.items()]
+            said = verdict(tests[row], content["mcnemar"]) if row in tests else "reference"
+            said = said if row in tests or row == comparison["reference"] else "–"
+            parts.append(f"| {row} | {' | '.join(cells)} | {spread(summary['seconds'], 1)} | {said} |")
+        parts += ["", reading_note(comparison, data), ""]
+    return "\n".join(parts)
+
+
+def reading_note(comparison: Mapping[str, Any], data: str) -> str:
+    """Return the sentences that belong under every table: what ± is, which test, which correction, which limits."""
+    methods = comparison["data"][data]["methods"]
+    counts = sorted({len(summary["seeds"]) for summary in methods.values()})
+    seeds = (
+        "one seed" if counts == [1] else f"{' to '.join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))} seeds"
+    )
+    family = f"Holm-adjusted for {max(len(methods) - 1, 0)} comparisons"
+    test = (
+        f"exact McNemar test on the test samples (taken as independent), {family}, as one seed allows no test over seeds"
+        if counts == [1]
+        else f"95 % interval and paired t-test over seeds, {family}"
+    )
+    return (
+        f"Test set, {seeds}: mean ± sample standard deviation, best mean in bold. Last column: mean difference to "
+        f"{comparison['reference']} with {test}; 'not significant' where the adjusted p ≥ {statistics.SIGNIFICANCE}. "
+        "Seeds share one data set, so p speaks of other splits and initialisations of these data, not of other data."
+    )
+
+
+def tidy_csv(out: Path, cells: Iterable[Cell]) -> str:
+    """Return one line per cell and branch: data, method, seed, branch, test metrics, cost."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        [
+            "data",
+            "method",
+            "seed",
+            "branch",
+            *METRICS,
+            "seconds",
+            "selected_epoch",
+            "num_parameters",
+            "data_fingerprint",
+        ]
+    )
+    for cell in cells:
+        if (out / cell.folder / "result.json").exists():
+            result = read_run(out / cell.folder).result
+            tail = [result.get(key) for key in ("seconds", "selected_epoch", "num_parameters", "data_fingerprint")]
+            for branch, scores in result["test"].items():
+                writer.writerow([cell.data, cell.row, cell.seed, branch, *(scores.get(m) for m in METRICS), *tail])
+    return buffer.getvalue()
