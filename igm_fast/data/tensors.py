@@ -95,7 +95,7 @@ def from_tensors(
         description=description,
         seed=seed,
     )
-    return replace(data, **_standardized(data)) if standardize else data
+    return _standardized(data) if standardize else data
 
 
 def _dataset(
@@ -124,14 +124,15 @@ def _spec(
     return ModalitySpec(name, kind, shape, vocabulary)
 
 
-def _standardized(data: MultimodalData) -> dict[str, MultimodalDataset]:
+def _standardized(data: MultimodalData) -> MultimodalData:
     inputs = {part: dict(dataset.inputs) for part, dataset in data.parts.items()}
     for spec in data.modalities:
         if spec.kind != "tokens":
             mean, scale = _channel_statistics(data.train.inputs[spec.name], spec)
             for samples in inputs.values():
                 samples[spec.name] = (samples[spec.name] - mean) / scale
-    return {part: MultimodalDataset(inputs[part], dataset.labels) for part, dataset in data.parts.items()}
+    train, validation, test = (MultimodalDataset(inputs[part], data.parts[part].labels) for part in inputs)
+    return replace(data, train=train, validation=validation, test=test)
 
 
 def _channel_statistics(samples: Tensor, spec: ModalitySpec) -> tuple[Tensor, Tensor]:
