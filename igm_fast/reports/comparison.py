@@ -228,18 +228,15 @@ def reading_note(comparison: Mapping[str, Any], data: str) -> str:
     """Return the sentences that belong under every table: what ± is, which test, which correction, which limits."""
     methods = comparison["data"][data]["methods"]
     counts = sorted({len(summary["seeds"]) for summary in methods.values()})
-    seeds = (
-        "one seed" if counts == [1] else f"{' to '.join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))} seeds"
-    )
-    family = f"Holm-adjusted for {max(len(methods) - 1, 0)} comparisons"
-    test = (
-        f"exact McNemar test on the test samples (taken as independent), {family}, as one seed allows no test over seeds"
-        if counts == [1]
-        else f"95 % interval and paired t-test over seeds, {family}"
-    )
+    span = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+    seeds = "one seed" if counts == [1] else f"{span} seeds"
+    test = "95 % interval and paired t-test over seeds"
+    if counts == [1]:
+        test = "exact McNemar test on the test samples, taken as independent (one seed allows no test over seeds)"
     return (
         f"Test set, {seeds}: mean ± sample standard deviation, best mean in bold. Last column: mean difference to "
-        f"{comparison['reference']} with {test}; 'not significant' where the adjusted p ≥ {statistics.SIGNIFICANCE}. "
+        f"{comparison['reference']} with {test}, Holm-adjusted for {max(len(methods) - 1, 0)} "
+        f"comparisons; 'not significant' where the adjusted p ≥ {statistics.SIGNIFICANCE}. "
         "Seeds share one data set, so p speaks of other splits and initialisations of these data, not of other data."
     )
 
@@ -248,23 +245,12 @@ def tidy_csv(out: Path, cells: Iterable[Cell]) -> str:
     """Return one line per cell and branch: data, method, seed, branch, test metrics, cost."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
-        [
-            "data",
-            "method",
-            "seed",
-            "branch",
-            *METRICS,
-            "seconds",
-            "selected_epoch",
-            "num_parameters",
-            "data_fingerprint",
-        ]
-    )
+    cost = ("seconds", "selected_epoch", "num_parameters", "data_fingerprint")
+    writer.writerow(["data", "method", "seed", "branch", *METRICS, *cost])
     for cell in cells:
         if (out / cell.folder / "result.json").exists():
             result = read_run(out / cell.folder).result
-            tail = [result.get(key) for key in ("seconds", "selected_epoch", "num_parameters", "data_fingerprint")]
+            tail = [result.get(key) for key in cost]
             for branch, scores in result["test"].items():
                 writer.writerow([cell.data, cell.row, cell.seed, branch, *(scores.get(m) for m in METRICS), *tail])
     return buffer.getvalue()
