@@ -13,8 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
+
 from igm_fast.reports import statistics
 from igm_fast.reports.record import METRICS, Run, read_run
+
+_PER_RUN = frozenset({"seed", "out", "resume", "overwrite", "config"})  # settings in which seeds of one row may differ
 
 
 @dataclass(frozen=True, order=True)
@@ -55,6 +59,7 @@ def compare_runs(out: Path, cells: Iterable[Cell], reference: str) -> dict[str, 
     """
     runs = {cell: read_run(out / cell.folder) for cell in cells if (out / cell.folder / "result.json").exists()}
     check_same_data(runs)
+    check_same_configuration(runs)
     return {
         "reference": reference,
         "confidence": statistics.CONFIDENCE,
@@ -85,6 +90,25 @@ def check_same_data(runs: Mapping[Cell, Run]) -> None:
             raise ValueError(
                 f"{cell.folder} and {other_cell.folder} were measured on different data (fingerprints {ours} and "
                 f"{theirs}), so they cannot share a table. Remove the outdated folder or choose another --out."
+            )
+
+
+def check_same_configuration(runs: Mapping[Cell, Run]) -> None:
+    """Refuse a row whose seeds were trained with different settings.
+
+    Raises:
+        ValueError: two cells of one row differ in a setting other than the seed and the place of the run.
+    """
+    first: dict[tuple[str, str], tuple[Cell, dict[str, Any]]] = {}
+    for cell, run in runs.items():
+        settings = {key: value for key, value in (yaml.safe_load(run.config) or {}).items() if key not in _PER_RUN}
+        other_cell, others = first.setdefault((cell.data, cell.row), (cell, settings))
+        different = [key for key in sorted(settings.keys() | others.keys()) if settings.get(key) != others.get(key)]
+        if different:
+            values = ", ".join(f"{key}: {settings.get(key)} and {others.get(key)}" for key in different)
+            raise ValueError(
+                f"{cell.folder} and {other_cell.folder} were trained with different settings ({values}), so they "
+                "cannot share a row. Remove the outdated folder or choose another --out."
             )
 
 

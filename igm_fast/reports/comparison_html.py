@@ -45,8 +45,9 @@ def write_comparison_report(out_dir: Path) -> Path:
 def _overview(content: Mapping[str, Any], out_dir: Path) -> list[Markup]:
     parts = []
     if content.get("failed"):
-        names = "; ".join(cell["name"] for cell in content["failed"])
-        parts.append(page.paragraph(f"{len(content['failed'])} runs failed and are missing below: {names}.", "notice"))
+        count, names = len(content["failed"]), "; ".join(cell["name"] for cell in content["failed"])
+        said = "1 run failed and is" if count == 1 else f"{count} runs failed and are"
+        parts.append(page.paragraph(f"{said} missing below: {names}.", "notice"))
     scores = {
         data: {
             row: {int(seed): value for seed, value in summary["fused"]["accuracy"]["values"].items()}

@@ -30,11 +30,11 @@ PHASE_COLOURS = dict(
     zip((*PHASES, "other"), ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#999999"), strict=True)
 )
 FUSED_COLOUR = "#111111"
-WIDTH = 7.0  # inches
+WIDTH = 6.6  # inches
 
 _STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 10,
+    "font.size": 10,
+    "axes.titlesize": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -200,7 +200,7 @@ def confusion(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     if count <= 16:
         for (true, predicted), cell in np.ndenumerate(matrix):
             colour = "white" if share[true, predicted] > 0.55 else "#222222"
-            axes.text(predicted, true, str(cell), ha="center", va="center", color=colour, fontsize=8)
+            axes.text(predicted, true, str(cell), ha="center", va="center", color=colour, fontsize=9)
     axes.set_xticks(range(count), classes, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(count), classes)
     axes.grid(visible=False)
