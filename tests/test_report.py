@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import html.parser
+import io
 import json
 import re
 import shutil
@@ -226,6 +227,23 @@ def test_damped_shares_from_their_definitions():
 def test_time_beyond_the_named_phases_is_called_other():
     assert figures.phase_seconds({"train": 3.0, "statistics": 0.0, "total": 4.0}) == {"train": 3.0, "other": 1.0}
     assert figures.phase_seconds({}) == {}
+
+
+@pytest.mark.parametrize("modalities", [("accelerometer", "gyroscope"), ("fourier", "zernike", "morphological")])
+def test_no_legend_or_label_is_cut_off(tmp_path, modalities):
+    run = read_run(write_run(tmp_path / "run", modalities=modalities))
+    classes = [f"a class with a long name {i}" for i in range(9)]
+    matrix = np.eye(9, dtype=np.int64)
+    drawn = [figures.curves(run), figures.spectra(run), figures.time_per_phase(run), figures.confusion(matrix, classes)]
+    scores = {"watch": {"unimodal-morphological": {0: 0.7, 1: 0.71}, "igm": {0: 0.8, 1: 0.85}, "late": {}}}
+    for figure in [*drawn, figures.comparison(scores, "igm")]:
+        figure.savefig(io.BytesIO())
+        parts = [*figure.legends, *(axes for axes in figure.axes)]
+        for box in (part.get_tightbbox() for part in parts):
+            assert box.x0 >= -1
+            assert box.y0 >= -1
+            assert box.x1 <= figure.bbox.x1 + 1
+            assert box.y1 <= figure.bbox.y1 + 1
 
 
 def test_figures_are_the_same_bytes_each_time(tmp_path):

@@ -231,6 +231,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     """Return one Markdown table for each data set, best means in bold, tests in words, and how to read it."""
     parts = []
     for data, content in comparison["data"].items():
+        most = max(len(summary["seeds"]) for summary in content["methods"].values())
         methods, modalities = content["methods"], content["modalities"]
         head = ["method", *METRICS.values(), *modalities, "seconds", f"accuracy against {comparison['reference']}"]
         parts += [f"### {data}", "", f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
@@ -243,7 +244,9 @@ def markdown(comparison: Mapping[str, Any]) -> str:
             cells = [f"**{shown}**" if row in best[column] else shown for column, shown in columns.items()]
             said = verdict(tests[row], content["mcnemar"]) if row in tests else "reference"
             said = said if row in tests or row == comparison["reference"] else "–"
-            parts.append(f"| {row} | {' | '.join(cells)} | {spread(summary['seconds'], 1)} | {said} |")
+            count = len(summary["seeds"])
+            name = row if count == most else f"{row} ({count} of {most} seeds)"
+            parts.append(f"| {name} | {' | '.join(cells)} | {spread(summary['seconds'], 1)} | {said} |")
         parts += ["", reading_note(comparison, data), ""]
     return "\n".join(parts)
 
@@ -258,7 +261,7 @@ def reading_note(comparison: Mapping[str, Any], data: str) -> str:
     if counts == [1]:
         test = "exact McNemar test on the test samples, taken as independent (one seed allows no test over seeds)"
     return (
-        f"Test set, {seeds}: mean ± sample standard deviation, best mean in bold. Last column: mean difference to "
+        f"Test set, {seeds}: mean ± sample standard deviation, best mean in bold. Mean difference to "
         f"{comparison['reference']} with {test}, Holm-adjusted for {max(len(methods) - 1, 0)} "
         f"comparisons; 'not significant' where the adjusted p ≥ {statistics.SIGNIFICANCE}. "
         "Seeds share one data set, so p speaks of other splits and initialisations of these data, not of other data."

@@ -58,8 +58,8 @@ def _overview(content: Mapping[str, Any], out_dir: Path) -> list[Markup]:
     if not scores:
         return [*parts, page.paragraph("No run has finished, so there is nothing to compare.", "notice")]
     source = figures.save(figures.comparison(scores, content["reference"]), out_dir / "comparison.png")
-    best = "; ".join(f"{data}: {_verdicts(content, data)}" for data in scores)
-    caption = f"Large dots are means, bars one standard deviation, small dots single seeds. {best}."
+    verdicts = " ".join(f"On {data} {_verdicts(content, data)}." for data in scores)
+    caption = f"Large dots are means, bars one standard deviation, small dots single seeds. {verdicts}"
     parts.append(page.figure(source, "Test accuracy per method: mean, standard deviation and seeds", caption))
     return parts
 
@@ -71,7 +71,7 @@ def _verdicts(content: Mapping[str, Any], data: str) -> str:
         return "no test over seeds was possible"
     if not different:
         return f"no difference to {content['reference']} is significant"
-    return f"significantly different from {content['reference']}: {', '.join(different)}"
+    return f"the difference to {content['reference']} is significant for {', '.join(different)}"
 
 
 def _comparison_tables(content: Mapping[str, Any], data: str) -> list[Markup]:

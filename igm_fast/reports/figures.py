@@ -99,6 +99,7 @@ def curves(run: Run) -> Figure:
     if selected is not None:
         accuracy.axvline(selected, color=FUSED_COLOUR, linestyle=":", linewidth=1.2, label="selected epoch")
         loss.axvline(selected, color=FUSED_COLOUR, linestyle=":", linewidth=1.2)
+    accuracy.margins(x=0.0)
     accuracy.set(ylabel="validation accuracy")
     loss.set(ylabel="training loss", xlabel="epoch (stage number above)")
     loss.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -163,7 +164,7 @@ def time_per_phase(run: Run) -> Figure:
             name = f"stage {stage.get('stage', number)} {stage.get('trained', '')}".strip()
             bars[name] = phase_seconds(stage)
     bars = {name: seconds for name, seconds in bars.items() if sum(seconds.values()) > 0}
-    figure = Figure(figsize=(WIDTH, 1.5 + 0.28 * len(bars)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.6 + 0.3 * len(bars)), layout="constrained")
     axes = figure.subplots()
     used = [phase for phase in PHASE_COLOURS if any(seconds.get(phase) for seconds in bars.values())]
     left = np.zeros(len(bars))
@@ -177,7 +178,7 @@ def time_per_phase(run: Run) -> Figure:
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set(xlabel="seconds")
-    figure.legend(loc="outside lower center", ncols=len(used))
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
