@@ -21,8 +21,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from igm_fast import __version__
 from igm_fast.names import nearest
@@ -66,9 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cells = plan(arguments.methods, arguments.data, arguments.seeds)
     try:
         waiting = [cell for cell in cells if not _is_kept(out, cell, flags)]
-        tables.compare_runs(
-            out, cells, arguments.reference
-        )  # results that cannot share a table are refused before hours of work
+        tables.finished_runs(out, cells)  # results that cannot share a table are refused now, not after hours of work
     except ValueError as error:
         print(f"compare: {error}", file=sys.stderr)
         return USAGE_ERROR
@@ -80,13 +80,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("compare: stopped. Finished runs are kept; give the same command again to go on.", file=sys.stderr)
         return 130
     try:
-        comparison = tables.compare_runs(out, cells, arguments.reference)
+        runs = tables.finished_runs(out, cells)
     except ValueError as error:
         print(f"compare: {error}", file=sys.stderr)
         return 1
-    _write(out, cells, comparison | _provenance(flags) | {"failed": failed})
-    if comparison["data"]:
-        console.print("\n" + (out / "table.md").read_text(encoding="utf-8"))
+    comparison = tables.compare_runs(runs, arguments.reference) | _provenance(flags) | {"failed": failed}
+    table = tables.markdown(comparison)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "comparison.json").write_text(json.dumps(comparison, indent=1), encoding="utf-8")
+    (out / "table.md").write_text(table, encoding="utf-8")
+    (out / "table.csv").write_text(tables.tidy_csv(runs), encoding="utf-8")
+    write_comparison_report(out)
+    console.print(_short_tables(comparison) if console.is_terminal else f"\n{table}")
     console.print(f"Report: {out / 'report.html'}")
     for failure in failed:
         print(f"compare: {failure['name']} has no result; log: {out / failure['log']}", file=sys.stderr)
@@ -97,10 +102,10 @@ def plan(methods: Sequence[str], data: Sequence[str], seeds: int) -> list[Cell]:
     """Return the cells in the order in which they run: seed by seed, so that an early look compares like with like."""
     cells = []
     for name in data:
-        for seed in range(seeds):
-            for method in methods:
-                modalities: Sequence[str | None] = modality_names(name) if method == "unimodal" else [None]
-                cells += [Cell(name, method, modality, seed) for modality in modalities]
+        rows: list[tuple[str, str | None]] = []
+        for method in methods:
+            rows += [(method, modality) for modality in (modality_names(name) if method == "unimodal" else [None])]
+        cells += [Cell(name, method, modality, seed) for seed in range(seeds) for method, modality in rows]
     return cells
 
 
@@ -327,12 +332,20 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
-def _write(out: Path, cells: Sequence[Cell], comparison: dict[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "comparison.json").write_text(json.dumps(comparison, indent=1), encoding="utf-8")
-    (out / "table.md").write_text(tables.markdown(comparison), encoding="utf-8")
-    (out / "table.csv").write_text(tables.tidy_csv(out, cells), encoding="utf-8")
-    write_comparison_report(out)
+def _short_tables(comparison: dict[str, Any]) -> Group:
+    """The columns that fit a terminal; the whole table is in table.md."""
+    parts: list[Table | Text] = []
+    for data, content in comparison["data"].items():
+        tests = {test["method"]: test for test in content["tests"] if test["metric"] == "accuracy"}
+        table = Table(title=f"\n{data}", title_justify="left", box=None, title_style="bold")
+        table.add_column("method", no_wrap=True)
+        table.add_column("test accuracy", no_wrap=True)
+        table.add_column(f"against {comparison['reference']}")
+        for row, summary in content["methods"].items():
+            said = tables.verdict(tests[row], content["mcnemar"]) if row in tests else ""
+            table.add_row(row, tables.spread(summary["fused"]["accuracy"]), Text(said))
+        parts += [table, Text(tables.reading_note(comparison, data), style="dim")]
+    return Group(*parts)
 
 
 def _provenance(flags: Sequence[str]) -> dict[str, Any]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import functools
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from test_report import outline
 
 from igm_fast import compare
@@ -102,6 +106,18 @@ def test_a_whole_comparison(trainer, capsys):
     assert table in printed
     assert "not significant" in table  # the same difference in three seeds: Wilcoxon's p is 0.25
     assert outline(trainer / "report.html").sections == ["overview", "watch", "cells", "machine"]
+
+
+def test_a_terminal_gets_a_bar_and_a_table_that_fits(trainer, monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(compare, "Console", functools.partial(Console, file=screen, force_terminal=True, width=90))
+    assert run(trainer, "--methods", "late", "igm", "--seeds", "2") == 0
+    said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert "4/4" in said
+    lines = said.splitlines()
+    row = next(line for line in lines if line.strip().startswith("late ") and "±" in line)
+    assert "not significant" in row
+    assert len(row) <= 90
 
 
 def test_tests_are_holm_adjusted_within_a_metric(trainer):

@@ -44,22 +44,27 @@ class Cell:
         return f"{self.data} {self.row} seed {self.seed}"
 
 
-def compare_runs(out: Path, cells: Iterable[Cell], reference: str) -> dict[str, Any]:
-    """Read finished cells and return their summaries and tests; missing cells only make the counts smaller.
-
-    Holm's correction covers, in one data set and one metric, all rows tested against the reference.
+def finished_runs(out: Path, cells: Iterable[Cell]) -> dict[Cell, Run]:
+    """Read the cells that have a result.
 
     Args:
         out: folder of the comparison.
         cells: cells to read; those without a result are left out.
-        reference: row that the others are tested against.
 
     Raises:
-        ValueError: cells of one data set and seed were made from different data.
+        ValueError: two of them cannot share a table: other data, or other settings in one row.
     """
     runs = {cell: read_run(out / cell.folder) for cell in cells if (out / cell.folder / "result.json").exists()}
     check_same_data(runs)
     check_same_configuration(runs)
+    return runs
+
+
+def compare_runs(runs: Mapping[Cell, Run], reference: str) -> dict[str, Any]:
+    """Return summaries and tests of finished runs; a missing cell only makes the counts smaller.
+
+    Holm's correction covers, in one data set and one metric, all rows tested against the reference.
+    """
     return {
         "reference": reference,
         "confidence": statistics.CONFIDENCE,
@@ -68,7 +73,7 @@ def compare_runs(out: Path, cells: Iterable[Cell], reference: str) -> dict[str, 
             for data in dict.fromkeys(cell.data for cell in runs)
         },
         "cells": [
-            asdict(cell) | {"row": cell.row, "folder": cell.folder.as_posix(), "seconds": run.result.get("seconds")}
+            asdict(cell) | {"row": cell.row, "folder": cell.folder.as_posix(), "seconds": run.result["seconds"]}
             for cell, run in runs.items()
         ],
     }
@@ -268,16 +273,14 @@ def reading_note(comparison: Mapping[str, Any], data: str) -> str:
     )
 
 
-def tidy_csv(out: Path, cells: Iterable[Cell]) -> str:
-    """Return one line per cell and branch: data, method, seed, branch, test metrics, cost."""
+def tidy_csv(runs: Mapping[Cell, Run]) -> str:
+    """Return one line per run and branch: data, method, seed, branch, test metrics, cost."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     cost = ("seconds", "selected_epoch", "num_parameters", "data_fingerprint")
     writer.writerow(["data", "method", "seed", "branch", *METRICS, *cost])
-    for cell in cells:
-        if (out / cell.folder / "result.json").exists():
-            result = read_run(out / cell.folder).result
-            tail = [result.get(key) for key in cost]
-            for branch, scores in result["test"].items():
-                writer.writerow([cell.data, cell.row, cell.seed, branch, *(scores.get(m) for m in METRICS), *tail])
+    for cell, run in runs.items():
+        for branch, scores in run.result["test"].items():
+            values = [scores.get(metric) for metric in METRICS] + [run.result.get(key) for key in cost]
+            writer.writerow([cell.data, cell.row, cell.seed, branch, *values])
     return buffer.getvalue()

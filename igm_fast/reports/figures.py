@@ -99,7 +99,8 @@ def curves(run: Run) -> Figure:
     if selected is not None:
         accuracy.axvline(selected, color=FUSED_COLOUR, linestyle=":", linewidth=1.2, label="selected epoch")
         loss.axvline(selected, color=FUSED_COLOUR, linestyle=":", linewidth=1.2)
-    accuracy.margins(x=0.0)
+    if stages:
+        accuracy.set_xlim(stages[0][2] - 0.5, stages[-1][3] + 0.5)
     accuracy.set(ylabel="validation accuracy")
     loss.set(ylabel="training loss", xlabel="epoch (stage number above)")
     loss.xaxis.set_major_locator(MaxNLocator(integer=True))
