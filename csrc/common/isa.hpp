@@ -1,0 +1,46 @@
+#pragma once
+
+#include "common/inline.hpp"
+
+namespace igm {
+
+enum class Isa : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
+
+// The best instruction set of this CPU, asked once; the environment variable IGM_FAST_ISA=portable|avx2|avx512 lowers
+// it.
+Isa isa();
+const char* isa_name(Isa);
+
+#if defined(__x86_64__)
+#define IGM_TARGET_AVX2 __attribute__((target("avx2,fma,f16c")))
+#define IGM_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
+#else
+#define IGM_TARGET_AVX2
+#define IGM_TARGET_AVX512
+#endif
+
+namespace detail {
+template <class Body>
+IGM_TARGET_AVX2 __attribute__((noinline)) void run_avx2(const Body& body) {
+    body();
+}
+template <class Body>
+IGM_TARGET_AVX512 __attribute__((noinline)) void run_avx512(const Body& body) {
+    body();
+}
+}  // namespace detail
+
+// Runs body() compiled for the instruction set of this CPU. What body calls must be IGM_INLINE, or it stays portable.
+template <class Body>
+void with_best_isa(const Body& body) {
+    switch (isa()) {
+        case Isa::kAvx512:
+            return detail::run_avx512(body);
+        case Isa::kAvx2:
+            return detail::run_avx2(body);
+        case Isa::kPortable:
+            return body();
+    }
+}
+
+}  // namespace igm

@@ -1,0 +1,1 @@
+"""Operators of the update phase: SAM perturbation, restore, projected SGD and AdamW steps."""
