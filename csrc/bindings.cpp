@@ -5,10 +5,15 @@
 
 #include <cstdint>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "common/dtype.hpp"
 #include "common/isa.hpp"
+#include "update/panel_product.hpp"
+#include "update/perturb.hpp"
+#include "update/projected_step.hpp"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -63,7 +68,64 @@ void bind_covariance(py::module_&) {}
 void bind_projector(py::module_&) {}
 
 // ---- update ------------------------------------------------------------------------------------------------------
-void bind_update(py::module_&) {}
+using Addresses = std::vector<uintptr_t>;
+using ProjectionTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t, double>;
+
+igm::StepTensors step_tensors(Addresses params, Addresses sources, Addresses grads, Addresses first_states,
+                              Addresses second_states, std::vector<int64_t> sizes,
+                              const std::vector<ProjectionTuple>& projections) {
+    igm::StepTensors tensors{std::move(params),
+                             std::move(sources),
+                             std::move(grads),
+                             std::move(first_states),
+                             std::move(second_states),
+                             std::move(sizes),
+                             {}};
+    for (const ProjectionTuple& tuple : projections) {
+        tensors.projections.push_back(std::apply([](auto... field) { return igm::Projection{field...}; }, tuple));
+    }
+    return tensors;
+}
+
+void bind_update(py::module_& m) {
+    m.attr("panel_columns") = igm::kPanelColumns;
+    m.def(
+        "sam_perturb",
+        [](Addresses params, Addresses backups, Addresses grads, std::vector<int64_t> sizes, int dtype, double rho,
+           bool per_tensor, bool adaptive, uintptr_t norm, int threads) {
+            igm::perturb({std::move(params), std::move(backups), std::move(grads), std::move(sizes)},
+                         static_cast<igm::DType>(dtype),
+                         {rho, per_tensor ? igm::NormScope::kTensor : igm::NormScope::kGlobal, adaptive},
+                         reinterpret_cast<float*>(norm), threads);
+        },
+        ReleaseGil());
+    m.def("sam_restore", &igm::restore, ReleaseGil());
+    m.def(
+        "projected_sgd_step",
+        [](Addresses params, Addresses sources, Addresses grads, Addresses momentum_buffers, std::vector<int64_t> sizes,
+           const std::vector<ProjectionTuple>& projections, int dtype, double lr, double momentum, double dampening,
+           double weight_decay, bool nesterov, bool maximize, bool first_step, int threads) {
+            igm::projected_step(step_tensors(std::move(params), std::move(sources), std::move(grads),
+                                             std::move(momentum_buffers), {}, std::move(sizes), projections),
+                                static_cast<igm::DType>(dtype),
+                                igm::SgdOptions{lr, momentum, dampening, weight_decay, nesterov, maximize, first_step},
+                                threads);
+        },
+        ReleaseGil());
+    m.def(
+        "projected_adamw_step",
+        [](Addresses params, Addresses sources, Addresses grads, Addresses exp_avgs, Addresses exp_avg_sqs,
+           std::vector<int64_t> sizes, const std::vector<ProjectionTuple>& projections, int dtype, int64_t step,
+           double lr, double beta1, double beta2, double eps, double weight_decay, bool decoupled, bool maximize,
+           int threads) {
+            igm::projected_step(
+                step_tensors(std::move(params), std::move(sources), std::move(grads), std::move(exp_avgs),
+                             std::move(exp_avg_sqs), std::move(sizes), projections),
+                static_cast<igm::DType>(dtype),
+                igm::AdamOptions{lr, beta1, beta2, eps, weight_decay, step, decoupled, maximize}, threads);
+        },
+        ReleaseGil());
+}
 
 }  // namespace
 

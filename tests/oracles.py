@@ -3,3 +3,81 @@
 from __future__ import annotations
 
 import numpy as np
+
+
+# ---- update: SAM and projected steps -----------------------------------------------------------------------------------
+
+
+def sam_perturb(
+    weights: list[np.ndarray], grads: list[np.ndarray], rho: float, *, scope: str, adaptive: bool
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """w + ε with ε = ρ g/‖g‖ (adaptive: ρ w² g/‖|w| g‖), and the norm(s); norm 0: ε = 0; not finite: w."""
+    terms = [np.abs(w) * g if adaptive else g for w, g in zip(weights, grads, strict=True)]
+    squares = np.array([np.sum(term * term) for term in terms])
+    norms = np.sqrt(squares) if scope == "tensor" else np.sqrt(np.sum(squares, keepdims=True))
+    result = []
+    for i, (w, g) in enumerate(zip(weights, grads, strict=True)):
+        norm = norms[i if scope == "tensor" else 0]
+        moved = np.isfinite(norm) and norm > 0
+        direction = w * w * g if adaptive else g
+        result.append(w + rho * direction / norm if moved else w)
+    return result, norms
+
+
+def project_gradient(grad: np.ndarray, basis: np.ndarray, sigma: np.ndarray, complement: float) -> np.ndarray:
+    """G T with the dense T = cI + U(Σ − cI)Uᵀ; grad [groups, rows, d], basis [groups, d, k], sigma [groups, k]."""
+    result = np.empty_like(grad)
+    for group in range(grad.shape[0]):
+        U = basis[group]
+        T = complement * np.eye(U.shape[0]) + U @ np.diag(sigma[group] - complement) @ U.T
+        result[group] = grad[group] @ T
+    return result
+
+
+def sgd_step(
+    weight: np.ndarray,
+    grad: np.ndarray,
+    buffer: np.ndarray | None,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """One step of SGD as the documentation of torch.optim.SGD writes it; buffer None = first step."""
+    g = -grad if maximize else grad
+    g = g + weight_decay * weight
+    if momentum == 0.0:
+        return weight - lr * g, g
+    buffer = g if buffer is None else momentum * buffer + (1 - dampening) * g
+    g = g + momentum * buffer if nesterov else buffer
+    return weight - lr * g, buffer
+
+
+def adamw_step(
+    weight: np.ndarray,
+    grad: np.ndarray,
+    exp_avg: np.ndarray,
+    exp_avg_sq: np.ndarray,
+    *,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool = True,
+    maximize: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One step of AdamW (decoupled=False: Adam) as the documentation of torch.optim writes it."""
+    g = -grad if maximize else grad
+    if decoupled:
+        weight = weight - lr * weight_decay * weight
+    else:
+        g = g + weight_decay * weight
+    exp_avg = beta1 * exp_avg + (1 - beta1) * g
+    exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * g * g
+    corrected, corrected_sq = exp_avg / (1 - beta1**step), exp_avg_sq / (1 - beta2**step)
+    return weight - lr * corrected / (np.sqrt(corrected_sq) + eps), exp_avg, exp_avg_sq

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <type_traits>
+
 #include "common/inline.hpp"
 
 namespace igm {
@@ -22,15 +24,16 @@ const char* isa_name(Isa);
 namespace detail {
 template <class Body>
 IGM_TARGET_AVX2 __attribute__((noinline)) void run_avx2(const Body& body) {
-    body();
+    body(std::integral_constant<int, 32>{});
 }
 template <class Body>
 IGM_TARGET_AVX512 __attribute__((noinline)) void run_avx512(const Body& body) {
-    body();
+    body(std::integral_constant<int, 64>{});
 }
 }  // namespace detail
 
-// Runs body() compiled for the instruction set of this CPU. What body calls must be IGM_INLINE, or it stays portable.
+// Runs body(bytes of a vector register, as a constant) compiled for the instruction set of this CPU. Mark the body
+// `[&](auto vector_bytes) __attribute__((always_inline)) {…}`; what it calls must be IGM_INLINE, or it stays portable.
 template <class Body>
 void with_best_isa(const Body& body) {
     switch (isa()) {
@@ -39,7 +42,7 @@ void with_best_isa(const Body& body) {
         case Isa::kAvx2:
             return detail::run_avx2(body);
         case Isa::kPortable:
-            return body();
+            return body(std::integral_constant<int, 16>{});
     }
 }
 

@@ -21,6 +21,21 @@ void parallel_for(int64_t items, int threads, const Body& body) {
     }
 }
 
+// The same for items of very different length: whoever is free takes the next one.
+template <class Body>
+void parallel_for_uneven(int64_t items, int threads, const Body& body) {
+    if (items <= 1 || threads <= 1) {
+        for (int64_t item = 0; item < items; ++item) {
+            body(item);
+        }
+        return;
+    }
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t item = 0; item < items; ++item) {
+        body(item);
+    }
+}
+
 inline constexpr int64_t divide_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
 }  // namespace igm

@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 from torch.library import Library
+from torch.utils._pytree import tree_leaves
 
-LIBRARY = Library("igm_fast", "DEF")  # must outlive the process's use of the operators: torch drops them with the object
+LIBRARY = Library(
+    "igm_fast", "DEF"
+)  # must outlive the process's use of the operators: torch drops them with the object
 
 
 def define(
@@ -32,15 +35,23 @@ def define(
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, cpu, "CPU")
-    LIBRARY.impl(name, cuda if cuda is not None else _no_cuda(name), "CUDA")
+    if cuda is not None:
+        LIBRARY.impl(name, cuda, "CUDA")
+    LIBRARY.impl(name, _elsewhere(name, cpu), "CompositeExplicitAutograd")
     torch.library.register_fake(f"igm_fast::{name}", fake, lib=LIBRARY)
 
 
-def _no_cuda(name: str) -> Callable[..., Any]:
-    def refuse(*_args: object, **_kwargs: object) -> None:
+def _elsewhere(name: str, cpu: Callable[..., Any]) -> Callable[..., Any]:
+    """What runs for any other device, and for lists without a single tensor, which have no device."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if not tensors:
+            return cpu(*args, **kwargs)
+        devices = sorted({tensor.device.type for tensor in tensors})
         raise NotImplementedError(
-            f"{name}: CUDA tensors given, expected CPU tensors: this operator has no CUDA kernel yet. "
-            f"Move the tensors with .cpu() and copy the result back."
+            f"{name}: {' and '.join(devices)} tensors given, expected CPU tensors: there is no kernel for other devices "
+            f"yet. Move them with .cpu() and copy the result back."
         )
 
-    return refuse
+    return run

@@ -46,5 +46,9 @@ def openmp_runtimes() -> list[str]:
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return []
-    files = {line.split(maxsplit=5)[5].strip() for line in maps.read_text().splitlines() if line.count(" ") > 4 and "/" in line}
+    files = {
+        line.split(maxsplit=5)[5].strip()
+        for line in maps.read_text().splitlines()
+        if line.count(" ") > 4 and "/" in line
+    }
     return sorted(file for file in files if Path(file).name.startswith(("libgomp", "libiomp5", "libomp")))
