@@ -1,11 +1,10 @@
-"""Float64 numpy oracles, written from the equations with loops where loops are clearest. They share no code with igm_fast."""
+"""Float64 numpy oracles, written from the equations, with loops where loops are clearest. No code of igm_fast."""
 
 from __future__ import annotations
 
 import numpy as np
 
-
-# ---- update: SAM and projected steps -----------------------------------------------------------------------------------
+# ---- update: SAM and projected steps ---------------------------------------------------------------------------------
 
 
 def sam_perturb(

@@ -1,4 +1,4 @@
-"""The ``igm_fast`` operator library: one call defines schema, CPU kernel, CUDA kernel and fake kernel of an operator."""
+"""The ``igm_fast`` operator library: one call defines an operator's schema, its kernels and its fake kernel."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ def define(
     LIBRARY.impl(name, cpu, "CPU")
     if cuda is not None:
         LIBRARY.impl(name, cuda, "CUDA")
-    LIBRARY.impl(name, _elsewhere(name, cpu), "CompositeExplicitAutograd")
+    LIBRARY.impl(name, _elsewhere(name, cpu, ["cpu"] if cuda is None else ["cpu", "cuda"]), "CompositeExplicitAutograd")
     torch.library.register_fake(f"igm_fast::{name}", fake, lib=LIBRARY)
 
 
-def _elsewhere(name: str, cpu: Callable[..., Any]) -> Callable[..., Any]:
+def _elsewhere(name: str, cpu: Callable[..., Any], devices: list[str]) -> Callable[..., Any]:
     """What runs for any other device, and for lists without a single tensor, which have no device."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if not tensors:
             return cpu(*args, **kwargs)
-        devices = sorted({tensor.device.type for tensor in tensors})
+        kinds = sorted({f"{tensor.device.type} ({tensor.layout})" for tensor in tensors})
         raise NotImplementedError(
-            f"{name}: {' and '.join(devices)} tensors given, expected CPU tensors: there is no kernel for other devices "
-            f"yet. Move them with .cpu() and copy the result back."
+            f"{name}: tensors on {', '.join(kinds)} given, expected dense tensors on {' or '.join(devices)}. "
+            f"Use .to_dense() or .cpu(), and copy the result back."
         )
 
     return run

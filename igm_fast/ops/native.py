@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch  # before _igm_fast: both then share the OpenMP runtime that torch brings along  # isort: split
-
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+
+import torch  # before _igm_fast, which _load() imports: both then share the OpenMP runtime that torch brings along
 
 import igm_fast
 

@@ -7,7 +7,7 @@ number of threads. Tensors that are written must be contiguous; empty lists and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -66,9 +66,6 @@ def _check_like(
         if tensor.device != param.device:
             given = f"{name}[{i}] is on {tensor.device}"
             raise _refuse(op, given, f"{param.device} as params[{i}]", f"Move it with .to({str(param.device)!r}).")
-        if tensor.layout != torch.strided:
-            given = f"{name}[{i}] has layout {tensor.layout}"
-            raise _refuse(op, given, "a dense tensor", "Use .to_dense(), or nn.Embedding(sparse=False).")
         if written and not tensor.is_contiguous():
             given = f"{name}[{i}] has strides {tensor.stride()}"
             raise _refuse(op, given, "a contiguous tensor, since it is written in place", "Use .contiguous().")
@@ -86,7 +83,7 @@ def _sizes(tensors: Sequence[Tensor]) -> list[int]:
     return [tensor.numel() for tensor in tensors]
 
 
-# ---- SAM ---------------------------------------------------------------------------------------------------------------
+# ---- SAM -------------------------------------------------------------------------------------------------------------
 
 
 def _check_perturb(
@@ -123,7 +120,7 @@ def _sam_perturb_cpu(
     scope: str = "global",
     adaptive: bool = False,
 ) -> None:
-    """backups ← params; params += ε with ε = rho g/‖g‖ (adaptive: rho w² g/‖|w| g‖); norm ← the norm(s), float32."""
+    """Keep params in backups, then add ε = rho g/‖g‖ (adaptive: rho w² g/‖|w| g‖) and write the norm."""
     _check_perturb(params, backups, norm, grads, rho, scope)
     if not params:
         norm.zero_()
@@ -152,14 +149,14 @@ def _check_restore(params: Sequence[Tensor], backups: Sequence[Tensor]) -> None:
 
 
 def _sam_restore_cpu(params: list[Tensor], backups: list[Tensor]) -> None:
-    """params ← backups, bit for bit."""
+    """Copy backups into params, bit for bit."""
     _check_restore(params, backups)
     sizes = [param.numel() * param.element_size() for param in params]
     native.module().sam_restore(_addresses(params), _addresses(backups), sizes, torch.get_num_threads())
     increment_version(params)
 
 
-# ---- descent -----------------------------------------------------------------------------------------------------------
+# ---- descent ---------------------------------------------------------------------------------------------------------
 
 _Projection = tuple[int, int, int, int, int, int, int, float]
 _PLAIN: _Projection = (1, 0, 0, 0, 0, 0, 0, 1.0)
@@ -214,7 +211,7 @@ def _projections(
 def _check_step(
     op: str,
     params: Sequence[Tensor],
-    states: dict[str, Sequence[Tensor]],
+    states: Mapping[str, Sequence[Tensor]],
     backups: Sequence[Tensor],
     grads: Sequence[Tensor],
     bases: Sequence[Tensor],
