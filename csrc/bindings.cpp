@@ -13,6 +13,7 @@
 #include "common/isa.hpp"
 #include "update/panel_product.hpp"
 #include "update/perturb.hpp"
+#include "update/perturb_plan.hpp"
 #include "update/projected_step.hpp"
 
 #ifdef _OPENMP
@@ -87,6 +88,43 @@ igm::StepTensors step_tensors(Addresses params, Addresses sources, Addresses gra
     return tensors;
 }
 
+igm::NormScope norm_scope(bool per_tensor) { return per_tensor ? igm::NormScope::kTensor : igm::NormScope::kGlobal; }
+
+py::dict launch_dict(const igm::LaunchPlan& plan) {
+    py::dict result;
+    result["grid"] = plan.grid;
+    result["block"] = plan.block;
+    result["shared_bytes"] = plan.shared_bytes;
+    return result;
+}
+
+// The plan as Python lists: what tests look at, with or without a GPU.
+py::dict perturb_plan(const std::vector<int64_t>& sizes, bool per_tensor, int64_t max_grid) {
+    igm::DeviceLimits limits;
+    limits.max_grid = max_grid;
+    const igm::PerturbPlan plan = igm::perturb_plan(sizes, norm_scope(per_tensor), limits);
+    py::list batches, norms;
+    for (const igm::PerturbPlan::Batch& batch : plan.batches) {
+        py::dict entry = launch_dict(batch.chunks);
+        entry["first_tensor"] = batch.first_tensor;
+        entry["tensors"] = batch.tensors;
+        entry["first_chunk"] = batch.first_chunk;
+        batches.append(entry);
+    }
+    for (const igm::PerturbPlan::Norms& norm : plan.norms) {
+        py::dict entry = launch_dict(norm.launch);
+        entry["first_norm"] = norm.first_norm;
+        entry["begin"] = norm.begin;
+        norms.append(entry);
+    }
+    py::dict result;
+    result["batches"] = batches;
+    result["norms"] = norms;
+    result["partials"] = plan.partials;
+    result["workspace_doubles"] = plan.workspace_doubles;
+    return result;
+}
+
 void bind_update(py::module_& m) {
     m.attr("panel_columns") = igm::kPanelColumns;
     m.def(
@@ -94,12 +132,27 @@ void bind_update(py::module_& m) {
         [](Addresses params, Addresses backups, Addresses grads, std::vector<int64_t> sizes, int dtype, double rho,
            bool per_tensor, bool adaptive, uintptr_t norm, int threads) {
             igm::perturb({std::move(params), std::move(backups), std::move(grads), std::move(sizes)},
-                         static_cast<igm::DType>(dtype),
-                         {rho, per_tensor ? igm::NormScope::kTensor : igm::NormScope::kGlobal, adaptive},
+                         static_cast<igm::DType>(dtype), {rho, norm_scope(per_tensor), adaptive},
                          reinterpret_cast<float*>(norm), threads);
         },
         ReleaseGil());
     m.def("sam_restore", &igm::restore, ReleaseGil());
+    m.def("perturb_plan", &perturb_plan);
+    m.def("perturb_workspace", [](const std::vector<int64_t>& sizes, bool per_tensor) {
+        return igm::perturb_plan(sizes, norm_scope(per_tensor), {}).workspace_doubles;
+    });
+#ifdef IGM_FAST_HAS_CUDA
+    m.def(
+        "sam_perturb_cuda",
+        [](Addresses params, Addresses backups, Addresses grads, std::vector<int64_t> sizes, int dtype, double rho,
+           bool per_tensor, bool adaptive, uintptr_t norm, uintptr_t workspace, int device, uintptr_t stream) {
+            igm::perturb_cuda({std::move(params), std::move(backups), std::move(grads), std::move(sizes)},
+                              static_cast<igm::DType>(dtype), {rho, norm_scope(per_tensor), adaptive},
+                              reinterpret_cast<float*>(norm), reinterpret_cast<double*>(workspace), device,
+                              reinterpret_cast<void*>(stream));
+        },
+        ReleaseGil());
+#endif
     m.def(
         "projected_sgd_step",
         [](Addresses params, Addresses sources, Addresses grads, Addresses momentum_buffers, std::vector<int64_t> sizes,

@@ -41,14 +41,53 @@ def module() -> ModuleType:
     return _igm_fast
 
 
+def require_cuda(op: str) -> ModuleType:
+    """Return the compiled module if it holds CUDA kernels.
+
+    Raises:
+        RuntimeError: it was built without them.
+    """
+    if not hasattr(_igm_fast, "sam_perturb_cuda"):
+        raise RuntimeError(
+            f"{op}: CUDA tensors given, expected CPU tensors: {_igm_fast.build_info()['cuda_note']}. "
+            f"Rebuild with nvcc on PATH and IGM_FAST_CUDA=ON, or move the tensors with .cpu()."
+        )
+    return _igm_fast
+
+
 def openmp_runtimes() -> list[str]:
-    """Return the OpenMP runtimes that this process has loaded; two of them would fight for the cores."""
+    """Return the OpenMP runtimes that this process has loaded (Linux); two of them would fight for the cores."""
     maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return []
-    files = {
-        line.split(maxsplit=5)[5].strip()
-        for line in maps.read_text().splitlines()
-        if line.count(" ") > 4 and "/" in line
+    lines = maps.read_text().splitlines() if maps.exists() else []
+    files = {Path("/" + line.split("/", 1)[1]) for line in lines if "/" in line}
+    return sorted(str(file) for file in files if file.name.startswith(("libgomp", "libiomp5", "libomp.")))
+
+
+def _cuda_route() -> str:
+    info = _igm_fast.build_info()
+    if not info["cuda_architectures"]:
+        return f"off: {info['cuda_note']}; CPU tensors work"
+    built = f"{info['cuda_note']} for {info['cuda_architectures']}"
+    if torch.version.cuda is None:
+        return f"{built}; this torch has no CUDA"
+    if not torch.cuda.is_available():
+        return f"{built}; no device visible"
+    return f"{built}; {', '.join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))}"
+
+
+def show_config() -> str:
+    """Return what was built and what this machine uses, one line each, for bug reports and benchmark records."""
+    info = _igm_fast.build_info()
+    runtimes = openmp_runtimes()
+    shared = {0: "unknown here", 1: runtimes[0] if runtimes else ""}.get(len(runtimes), f"several: {runtimes}")
+    openmp = f"{info['openmp']}, runtime {shared}" if info["openmp"] else "not built in: one thread"
+    lines = {
+        "igm_fast": f"{igm_fast.__version__} in {Path(igm_fast.__file__).parent}",
+        "native module": _igm_fast.__file__,
+        "build": f"{info['build_type']}, {info['compiler']}, {info['flags']}",
+        "cpu": f"{_igm_fast.isa()} kernels, {torch.get_num_threads()} threads (torch.set_num_threads)",
+        "openmp": openmp,
+        "cuda": _cuda_route(),
+        "torch": torch.__version__,
     }
-    return sorted(file for file in files if Path(file).name.startswith(("libgomp", "libiomp5", "libomp")))
+    return "\n".join(f"{name + ':':<15}{value}" for name, value in lines.items())

@@ -141,6 +141,42 @@ def _sam_perturb_cpu(
     increment_version([*params, *backups, norm])
 
 
+def _sam_perturb_cuda(
+    params: list[Tensor],
+    backups: list[Tensor],
+    norm: Tensor,
+    grads: list[Tensor],
+    rho: float,
+    *,
+    scope: str = "global",
+    adaptive: bool = False,
+) -> None:
+    """The same on the tensors' current stream: nothing waits for the device, the norm stays there."""
+    _check_perturb(params, backups, norm, grads, rho, scope)
+    if not params:
+        norm.zero_()
+        return
+    module = native.require_cuda("sam_perturb")
+    grads, sizes = _dense(grads), _sizes(params)
+    workspace = torch.empty(module.perturb_workspace(sizes, scope == "tensor"), dtype=torch.float64, device=norm.device)
+    with torch.cuda.device(norm.device):  # the module has a CUDA runtime of its own, and sets the device in it
+        module.sam_perturb_cuda(
+            _addresses(params),
+            _addresses(backups),
+            _addresses(grads),
+            sizes,
+            native.DTYPE_CODES[params[0].dtype],
+            rho,
+            scope == "tensor",
+            adaptive,
+            norm.data_ptr(),
+            workspace.data_ptr(),
+            norm.device.index,
+            torch.cuda.current_stream(norm.device).cuda_stream,
+        )
+    increment_version([*params, *backups, norm])
+
+
 def _check_restore(params: Sequence[Tensor], backups: Sequence[Tensor]) -> None:
     _check_params("sam_restore", params)
     if params or backups:
@@ -154,6 +190,13 @@ def _sam_restore_cpu(params: list[Tensor], backups: list[Tensor]) -> None:
     sizes = [param.numel() * param.element_size() for param in params]
     native.module().sam_restore(_addresses(params), _addresses(backups), sizes, torch.get_num_threads())
     increment_version(params)
+
+
+def _sam_restore_cuda(params: list[Tensor], backups: list[Tensor]) -> None:
+    """The same; a plain copy is what torch's multi-tensor copy does at the speed of memory."""
+    _check_restore(params, backups)
+    with torch.no_grad():
+        torch._foreach_copy_(params, backups)
 
 
 # ---- descent ---------------------------------------------------------------------------------------------------------
@@ -346,9 +389,15 @@ define(
     "sam_perturb(Tensor(a!)[] params, Tensor(b!)[] backups, Tensor(c!) norm, Tensor[] grads, float rho, *, "
     'str scope="global", bool adaptive=False) -> ()',
     cpu=_sam_perturb_cpu,
+    cuda=_sam_perturb_cuda,
     fake=_writes_only,
 )
-define("sam_restore(Tensor(a!)[] params, Tensor[] backups) -> ()", cpu=_sam_restore_cpu, fake=_writes_only)
+define(
+    "sam_restore(Tensor(a!)[] params, Tensor[] backups) -> ()",
+    cpu=_sam_restore_cpu,
+    cuda=_sam_restore_cuda,
+    fake=_writes_only,
+)
 define(
     "projected_sgd_step(Tensor(a!)[] params, Tensor(b!)[] momentum_buffers, Tensor[] backups, Tensor[] grads, "
     "Tensor[] bases, Tensor[] sigmas, float[] complements, *, float lr, float momentum=0, float dampening=0, "

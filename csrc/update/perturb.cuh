@@ -1,0 +1,182 @@
+#pragma once
+
+// SAM's ascent step on a GPU (equations: perturb.hpp). Three kernels, no atomics, no host in between:
+//
+//   1. norm_partials_kernel   a block per chunk of 16384 elements: Σ g² (or Σ (w g)²) in float64 → partials[chunk]
+//   2. norm_final_kernel      a block per norm: partials in fixed order → norm and rho/norm, both stay on the device
+//   3. perturb_kernel         a block per chunk: backup ← w, w ← w + ε
+//
+// Bytes moved: g twice, w once, w and backup written: the least possible without keeping g on chip. Arithmetic is far
+// below that (2 float64 operations per element in 1). Accesses are 128 bits wide where the addresses allow; the order
+// of summation is the same where they do not, so alignment changes no bit.
+
+#include "common/device.cuh"
+#include "update/perturb_list.hpp"
+#include "update/perturb_rule.hpp"
+
+namespace igm {
+
+template <class T>
+struct alignas(16) Pack {
+    static constexpr int kElements = 16 / static_cast<int>(sizeof(T));
+    T elements[kElements];
+};
+
+template <class T>
+IGM_DEVICE bool is_aligned(const T* address) {
+    return reinterpret_cast<unsigned long long>(address) % 16 == 0;
+}
+
+template <bool kAligned, class T>
+IGM_DEVICE Pack<T> load_pack(const T* address) {
+    if constexpr (kAligned) {
+        return bit_cast<Pack<T>>(load_128(address));
+    } else {
+        Pack<T> pack;
+        for (int i = 0; i < Pack<T>::kElements; ++i) {
+            pack.elements[i] = address[i];
+        }
+        return pack;
+    }
+}
+
+template <bool kAligned, class T>
+IGM_DEVICE void store_pack(T* address, const Pack<T>& pack) {
+    if constexpr (kAligned) {
+        store_128(address, bit_cast<Vector128>(pack));
+    } else {
+        for (int i = 0; i < Pack<T>::kElements; ++i) {
+            address[i] = pack.elements[i];
+        }
+    }
+}
+
+// The chunk of this block.
+template <class T>
+struct PerturbChunk {
+    T* params;
+    T* backups;
+    const T* grads;
+    long long count;
+    int tensor;
+    bool aligned;
+
+    IGM_DEVICE PerturbChunk(const PerturbList<T>& list, long long block) {
+        int low = 0;
+        for (int high = list.count; high - low > 1;) {
+            const int middle = (low + high) / 2;
+            if (list.first_chunk[middle] <= block) {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        const long long begin = (block - list.first_chunk[low]) * kPerturbChunk;
+        const long long left = list.sizes[low] - begin;
+        tensor = low;
+        count = left < kPerturbChunk ? left : kPerturbChunk;
+        params = list.params[low] + begin;
+        backups = list.backups[low] + begin;
+        grads = list.grads[low] + begin;
+        aligned = is_aligned(params) && is_aligned(backups) && is_aligned(grads);
+    }
+};
+
+// Sum over the block, in a fixed tree; thread 0 gets it, the others 0.
+template <int kThreads>
+IGM_DEVICE double block_sum(double value) {
+    IGM_SHARED double sums[kThreads];
+    sums[thread_index()] = value;
+    for (int half = kThreads / 2; half > 0; half /= 2) {
+        barrier();
+        if (thread_index() < half) {
+            sums[thread_index()] += sums[thread_index() + half];
+        }
+    }
+    return thread_index() == 0 ? sums[0] : 0.0;
+}
+
+template <bool kAdaptive, bool kAligned, class T>
+IGM_DEVICE double thread_sum(const PerturbChunk<T>& chunk) {
+    constexpr int kElements = Pack<T>::kElements;
+    const long long packs = chunk.count / kElements;
+    double sum = 0.0;
+    for (long long pack = thread_index(); pack < packs; pack += kPerturbThreads) {
+        const Pack<T> grad = load_pack<kAligned>(chunk.grads + pack * kElements);
+        const Pack<T> weight = kAdaptive ? load_pack<kAligned>(chunk.params + pack * kElements) : grad;
+        for (int i = 0; i < kElements; ++i) {
+            sum += norm_term<kAdaptive>(weight.elements[i], grad.elements[i]);
+        }
+    }
+    for (long long i = packs * kElements + thread_index(); i < chunk.count; i += kPerturbThreads) {
+        sum += norm_term<kAdaptive>(chunk.params[i], chunk.grads[i]);
+    }
+    return sum;
+}
+
+template <bool kAdaptive, class T>
+IGM_KERNEL IGM_THREADS(kPerturbThreads) norm_partials_kernel(const PerturbList<T> list, double* partials) {
+    const PerturbChunk<T> chunk(list, block_index());
+    double sum = chunk.aligned ? thread_sum<kAdaptive, true>(chunk) : thread_sum<kAdaptive, false>(chunk);
+    sum = block_sum<kPerturbThreads>(sum);
+    if (thread_index() == 0) {
+        partials[block_index()] = sum;
+    }
+}
+
+static IGM_KERNEL IGM_THREADS(kPerturbThreads)
+    norm_final_kernel(const NormRanges ranges, const double* partials, double rho, float* norms, double* scales) {
+    const long long norm_index = block_index();
+    double sum = 0.0;
+    for (long long i = ranges.begin[norm_index] + thread_index(); i < ranges.begin[norm_index + 1];
+         i += kPerturbThreads) {
+        sum += partials[i];
+    }
+    sum = block_sum<kPerturbThreads>(sum);
+    if (thread_index() == 0) {
+        const double norm = sqrt(sum);
+        norms[norm_index] = static_cast<float>(norm);
+        scales[norm_index] = perturb_scale(rho, norm);
+    }
+}
+
+template <bool kAdaptive, bool kAligned, class T>
+IGM_DEVICE void perturb_elements(const PerturbChunk<T>& chunk, Compute<T> scale) {
+    constexpr int kElements = Pack<T>::kElements;
+    const bool moves = scale != 0;  // not w + 0·g: a NaN in g must not reach w
+    const long long packs = chunk.count / kElements;
+    for (long long pack = thread_index(); pack < packs; pack += kPerturbThreads) {
+        const long long first = pack * kElements;
+        Pack<T> weight = load_pack<kAligned>(chunk.params + first);
+        store_pack<kAligned>(chunk.backups + first, weight);
+        if (moves) {
+            const Pack<T> grad = load_pack<kAligned>(chunk.grads + first);
+            for (int i = 0; i < kElements; ++i) {
+                weight.elements[i] = perturbed<kAdaptive>(weight.elements[i], grad.elements[i], scale);
+            }
+            store_pack<kAligned>(chunk.params + first, weight);
+        }
+    }
+    for (long long i = packs * kElements + thread_index(); i < chunk.count; i += kPerturbThreads) {
+        const T weight = chunk.params[i];
+        chunk.backups[i] = weight;
+        if (moves) {
+            chunk.params[i] = perturbed<kAdaptive>(weight, chunk.grads[i], scale);
+        }
+    }
+}
+
+// scale_stride 0: one scale for all tensors; 1: each its own.
+template <bool kAdaptive, class T>
+IGM_KERNEL IGM_THREADS(kPerturbThreads)
+    perturb_kernel(const PerturbList<T> list, const double* scales, int scale_stride) {
+    const PerturbChunk<T> chunk(list, block_index());
+    const Compute<T> scale = static_cast<Compute<T>>(scales[chunk.tensor * scale_stride]);
+    if (chunk.aligned) {
+        perturb_elements<kAdaptive, true>(chunk, scale);
+    } else {
+        perturb_elements<kAdaptive, false>(chunk, scale);
+    }
+}
+
+}  // namespace igm

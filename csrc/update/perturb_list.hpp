@@ -1,0 +1,32 @@
+#pragma once
+
+// What the device kernels of perturb.cuh are given; plain data, no standard headers.
+
+namespace igm {
+
+// The addresses travel as kernel parameters, which every driver takes up to 4 KiB: no copy to the device, no
+// synchronisation, and a CUDA graph records them. 96 · 36 bytes stay below that.
+constexpr int kPerturbTensors = 96;
+
+// 64 KiB of float32 per block: long enough to hide the reduction at its end, short enough to give every
+// multiprocessor several blocks at ten million parameters. A multiple of every 128-bit pack, so chunks keep alignment.
+constexpr long long kPerturbChunk = 16384;
+
+constexpr int kPerturbThreads = 256;
+
+template <class T>
+struct PerturbList {
+    T* params[kPerturbTensors];
+    T* backups[kPerturbTensors];
+    const T* grads[kPerturbTensors];
+    long long sizes[kPerturbTensors];
+    int first_chunk[kPerturbTensors + 1];  // block b works on the last tensor whose first chunk is <= b
+    int count;
+};
+
+// Norm i is the sum of partials[begin[i]] … partials[begin[i + 1] - 1].
+struct NormRanges {
+    long long begin[kPerturbTensors + 1];
+};
+
+}  // namespace igm
