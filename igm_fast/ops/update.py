@@ -1,8 +1,18 @@
 """Operators of the update phase: SAM perturbation and restore, projected SGD and AdamW steps.
 
 Equations and order of summation: ``csrc/update/perturb.hpp`` and ``csrc/update/projected_step.hpp``. All of them write
-in place, record no autograd graph, check every argument before anything is written and give the same bits for any
-number of threads. Tensors that are written must be contiguous; empty lists and empty tensors are fine.
+in place, record no autograd graph, check every argument before anything is written (ValueError) and give the same bits
+for any number of threads. Empty lists and empty tensors are fine.
+
+What the lists hold, one entry per parameter:
+
+- ``params``: float32, float64 or bfloat16, one dtype and device per call, contiguous.
+- ``backups``: like params. ``sam_perturb`` writes them; a step reads the weights from them (``[]``: from params).
+- ``grads``: dtype and shape of params, any strides.
+- ``momentum_buffers``, ``exp_avgs``, ``exp_avg_sqs``: shape of params, ``state_dtype(params.dtype)``, contiguous;
+  ``momentum_buffers`` is ``[]`` when momentum is 0.
+- ``bases``, ``sigmas``, ``complements``: U ``[d, k]`` (or ``[groups, d, k]``), Σ ``[k]`` (``[groups, k]``) and c of the
+  projector T = cI + U(Σ − cI)Uᵀ, with d = numel / shape[0]; an empty U means no projection.
 """
 
 from __future__ import annotations

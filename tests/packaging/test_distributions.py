@@ -1,0 +1,84 @@
+"""The source distribution and the wheel hold what they should, and the wheel runs away from the source tree."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+import igm_fast
+
+ROOT = Path(__file__).parents[2]
+LEFT_BEHIND = shutil.ignore_patterns(".git", ".venv", "runs", "build", "dist", "__pycache__", ".*_cache", ".hypothesis")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist of a copy of this tree, and the wheel that is built from that sdist."""
+    copy = tmp_path_factory.mktemp("packaging") / "tree"
+    shutil.copytree(ROOT, copy, ignore=LEFT_BEHIND)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(copy.parent / "dist"), str(copy)]
+    done = subprocess.run(
+        command, env=os.environ | {"IGM_FAST_CUDA": "OFF"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return copy.parent / "dist"
+
+
+def package_files() -> set[str]:
+    """Every file of the package in this tree, as a path in the wheel."""
+    files = (file for file in (ROOT / "igm_fast").rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    return {file.relative_to(ROOT).as_posix() for file in files}
+
+
+def test_sdist_can_be_built_from(distributions):
+    (sdist,) = distributions.glob("*.tar.gz")
+    assert sdist.name == f"igm_fast-{igm_fast.__version__}.tar.gz"
+    with tarfile.open(sdist) as archive:
+        names = {PurePosixPath(*PurePosixPath(name).parts[1:]).as_posix() for name in archive.getnames()}
+    native = {file.relative_to(ROOT).as_posix() for file in (ROOT / "csrc").rglob("*") if file.is_file()}
+    wanted = {"CMakeLists.txt", "pyproject.toml", "LICENSE"} | native | package_files()
+    assert wanted <= names, f"missing from the sdist: {sorted(wanted - names)}"
+
+
+def test_wheel_holds_the_package_and_nothing_else(distributions):
+    (wheel,) = distributions.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    wanted = package_files()
+    assert "igm_fast/py.typed" in wanted
+    assert any(name.startswith("igm_fast/data/embedded/") and name.endswith(".npz") for name in wanted)
+    assert wanted <= names, f"missing from the wheel: {sorted(wanted - names)}"
+    rest = {name for name in names - wanted if ".dist-info/" not in name}
+    assert len(rest) == 1, f"more than the native module beside the package: {sorted(rest)}"
+    assert rest.pop().startswith("_igm_fast.")
+
+
+def test_wheel_runs_without_the_source_tree(distributions, tmp_path):
+    (wheel,) = distributions.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    code = (
+        "import sys, torch\n"
+        # an editable install of the same package would answer the import first
+        "sys.meta_path[:] = [finder for finder in sys.meta_path if 'ScikitBuild' not in type(finder).__name__]\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import igm_fast.ops; from igm_fast.ops import native\n"
+        "weight = torch.ones(4)\n"
+        "torch.ops.igm_fast.sam_perturb([weight], [torch.empty(4)], torch.empty(1), [torch.ones(4)], 2.0)\n"
+        "print(igm_fast.__file__, native.module().__file__, weight.tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    package, module, values = done.stdout.split(maxsplit=2)
+    assert Path(package).parent.parent == tmp_path
+    assert Path(module).parent == tmp_path
+    assert values.strip() == "[2.0, 2.0, 2.0, 2.0]"
