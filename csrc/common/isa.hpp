@@ -21,6 +21,9 @@ const char* isa_name(Isa);
 #define IGM_TARGET_AVX512
 #endif
 
+template <int kVectorBytes>
+constexpr bool kHasFma = kVectorBytes >= 32;
+
 namespace detail {
 template <class Body>
 IGM_TARGET_AVX2 __attribute__((noinline)) void run_avx2(const Body& body) {

@@ -72,7 +72,7 @@ struct Arrays {
 };
 
 // The only loop that touches weights and states; `grad` is the gradient of element `begin` on.
-template <class T, class Base, class Grad>
+template <bool kFused, class T, class Base, class Grad>
 IGM_INLINE void apply(const Base base, const Arrays<T>& arrays, int64_t begin, int64_t count, const Grad grad) {
     T* param = arrays.param + begin;
     const T* source = arrays.source + begin;
@@ -83,7 +83,7 @@ IGM_INLINE void apply(const Base base, const Arrays<T>& arrays, int64_t begin, i
         Compute<T> unused = 0;
         Compute<T>& state1 = Base::kStates > 0 ? first[i] : unused;
         Compute<T>& state2 = Base::kStates > 1 ? second[i] : unused;
-        param[i] = from_float<T>(base.apply(to_float(source[i]), grad(i), state1, state2));
+        param[i] = from_float<T>(base.template apply<kFused>(to_float(source[i]), grad(i), state1, state2));
     }
 }
 
@@ -134,9 +134,9 @@ IGM_INLINE void step_rows(const Base& base, const Arrays<T>& arrays, const Proje
             const int64_t begin = row * p.dim + column;
             const T* grad = arrays.grad + begin;
             const Real* removed = panel + row * kBlockColumns;
-            apply<T>(base, arrays, begin, columns, [=](int64_t i) __attribute__((always_inline)) {
-                return complement * to_float(grad[i]) - removed[i];
-            });
+            apply<kHasFma<kVectorBytes>, T>(
+                base, arrays, begin, columns,
+                [=](int64_t i) __attribute__((always_inline)) { return complement * to_float(grad[i]) - removed[i]; });
         }
     }
 }
@@ -152,8 +152,9 @@ void run(const StepTensors& tensors, const Base& base, int threads) {
                 step_rows<vector_bytes()>(base, arrays, tensors.projections[item.tensor], item);
             } else {
                 const T* grad = arrays.grad;
-                apply<T>(base, arrays, 0, item.count,
-                         [=](int64_t i) __attribute__((always_inline)) { return to_float(grad[i]); });
+                apply<kHasFma<vector_bytes()>, T>(base, arrays, 0, item.count,
+                                                  [=](int64_t i)
+                                                      __attribute__((always_inline)) { return to_float(grad[i]); });
             }
         });
     });
