@@ -1,0 +1,27 @@
+"""IGM without SAM: the projector alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from igm_fast.methods.igm import Igm
+
+
+@dataclass
+class IgmNoSam(Igm):
+    """IGM without sharpness-aware minimisation: the projector alone.
+
+    ωᵃ ← ωᵃ − η ∇L(ωᵃ) T, with T as in ``igm``: the ablation row of the paper. One forward and backward pass per step.
+
+    Args:
+        tau: strength of the projector; eigenvalues of T lie in [exp(−tau), 1].
+        estimator: how C is measured; full is exact, sketch needs no d×d matrix, batch_mean is the authors'.
+        centered: subtract the mean activation: variance instead of second moment.
+        projector_method: how T is made of C; auto takes the cheapest route that keeps tol.
+        tol: largest error of T, in operator norm, that truncated routes may leave.
+        match: which layer of v is the partner of a layer of a; name is the safest.
+    """
+
+    name: ClassVar[str] = "igm-no-sam"
+    rho: float = field(default=0.0, init=False)

@@ -1,0 +1,1 @@
+"""The training layer: configuration, loop, checkpoints, run folder. Each file has one subject; import from there."""

@@ -1,0 +1,178 @@
+"""The command line of training: preset of the data set < ``--config`` file < flags, all the same flat keys."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import jsonargparse
+
+from igm_fast.data import dataset_names
+from igm_fast.methods import METHODS
+from igm_fast.methods.base import Method
+from igm_fast.names import nearest
+from igm_fast.training.config import (
+    TrainConfig,
+    config_keys,
+    flat,
+    from_flat,
+    method_class,
+    option_keys,
+    preset,
+    read_yaml,
+)
+
+EXAMPLES = """\
+examples:
+  python -m igm_fast.train                                        IGM on the data set watch, under a minute
+  python -m igm_fast.train --method late --rho 0.05 --data emoji --seed 1 --out runs/late
+  python -m igm_fast.train --config my.yaml --lr 0.01             keys of my.yaml, except lr
+"""
+COMMAND_FLAGS = ("config", "print_config", "help")
+
+
+class UsageError(ValueError):
+    """The command line cannot be understood; the message says what was given and what is expected."""
+
+
+class HelpAsked(Exception):  # noqa: N818 - a question, not an error
+    """``--help`` was given; the answer is ``args[0]``."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to do: settings as flat keys, and the two objects made from them."""
+
+    settings: dict[str, Any]
+    config: TrainConfig
+    method: Method
+    print_config: bool
+
+
+class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults at every option, line breaks of description and examples kept."""
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """Return what a command line asks for.
+
+    Raises:
+        UsageError: an unknown or misspelt key, method or data set, a value of the wrong type.
+        ValueError: a value out of range.
+        FileNotFoundError: the ``--config`` file is missing.
+        HelpAsked: ``--help`` was given.
+    """
+    flags = scan(argv)
+    given = _settings(flags)
+    method, data = str(given.get("method", TrainConfig.method)), str(given.get("data", TrainConfig.data))
+    if data not in dataset_names():
+        raise UsageError(nearest(data, dataset_names(), "data set"))
+    cls = method_class(method)
+    _check_keys(cls, given)
+    # A preset speaks for all methods: what this one has no use for does not concern it.
+    defaults = {key: value for key, value in preset(data).items() if key in [*config_keys(), *option_keys(cls)]}
+    parser = build_parser(cls, {**defaults, "method": method, "data": data})
+    if "help" in flags:
+        raise HelpAsked(parser.format_help())
+    try:
+        parsed = parser.parse_args([f"--{key}={_as_flag(value)}" for key, value in given.items()])
+    except argparse.ArgumentError as error:
+        raise UsageError(_plain(str(error))) from error
+    settings = {key: parsed[key] for key in [*config_keys(), *option_keys(cls)]}
+    config, made = from_flat(settings)
+    if config.out is None:
+        modality = f"-{settings['modality']}" if settings.get("modality") else ""
+        settings["out"] = f"runs/{method}{modality}-{data}-{config.seed}"
+        config, made = from_flat(settings)
+    return Command(flat(config, made), config, made, "print_config" in flags)
+
+
+def build_parser(cls: type[Method], defaults: Mapping[str, Any]) -> jsonargparse.ArgumentParser:
+    """Return the parser for one method, with the defaults of the data set's preset."""
+    methods = "\n".join(f"  {name:<12}{(known.__doc__ or '').splitlines()[0]}" for name, known in METHODS.items())
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m igm_fast.train",
+        usage="%(prog)s [--method NAME] [--data NAME] [--out FOLDER] [options]",
+        description=f"Train one method on one data set and write a run folder with a report.\n\nmethods:\n{methods}\n\n"
+        f"data sets: {', '.join(dataset_names())}. `--method NAME --help` shows the options of another method.",
+        epilog=EXAMPLES + "exit codes: 0 trained, 1 training failed, 2 wrong usage, 130 stopped; a stopped or failed "
+        "run goes on with --resume.",
+        formatter_class=_HelpFormatter,
+        exit_on_error=False,
+        default_env=False,
+    )
+    parser.add_class_arguments(TrainConfig, as_group=True)
+    parser.add_class_arguments(cls, as_group=True)
+    parser.add_argument("--config", metavar="FILE", help="YAML file with the same keys; flags win over it.")
+    parser.add_argument("--print_config", action="store_true", help="print all settings as YAML and stop.")
+    parser.set_defaults(dict(defaults))
+    return parser
+
+
+def scan(argv: Sequence[str]) -> dict[str, str]:
+    """Return flags and their values as written; a flag without a value means true.
+
+    Raises:
+        UsageError: a word that belongs to no flag.
+    """
+    flags: dict[str, str] = {}
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if word == "-h":
+            word = "--help"
+        if not word.startswith("--") or word == "--":
+            raise UsageError(f"unexpected {word!r}; expected options such as --method igm (see --help)")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            value = words.pop(0) if words and not words[0].startswith("--") and words[0] != "-h" else "true"
+        flags[key.replace("-", "_")] = value
+    return flags
+
+
+def _settings(flags: Mapping[str, str]) -> dict[str, Any]:
+    """Return the given keys: those of the run that is resumed, over them the file's, over them the flags."""
+    own = {key: value for key, value in flags.items() if key not in COMMAND_FLAGS}
+    file = read_yaml(Path(flags["config"])) if "config" in flags else {}
+    begun: dict[str, Any] = {}
+    out = own.get("out", file.get("out"))
+    if own.get("resume", "false") == "true" and out is not None and (Path(out) / "config.yaml").exists():
+        begun = read_yaml(Path(out) / "config.yaml") | {"out": out}
+    return {**begun, **file, **own}
+
+
+def _check_keys(cls: type[Method], given: Mapping[str, Any]) -> None:
+    """Answer unknown keys and words before the parser does, which knows no neighbours."""
+    own = option_keys(cls)
+    for key in given:
+        if key in config_keys() or key in own:
+            continue
+        others = [name for name, other in METHODS.items() if key in option_keys(other)]
+        if others:
+            whose = f"{key} is an option of {', '.join(others)}, not of {cls.name}"
+            raise UsageError(f"{whose}. Options of {cls.name}: {', '.join(own) or 'none of its own'}")
+        raise UsageError(nearest(key, [*config_keys(), *own, *COMMAND_FLAGS], "option"))
+    for owner in (TrainConfig, cls):
+        for key, hint in get_type_hints(owner).items():
+            if get_origin(hint) is Literal and key in given and given[key] not in get_args(hint):
+                raise UsageError(nearest(str(given[key]), get_args(hint), key))
+
+
+def _as_flag(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _plain(message: str) -> str:
+    """Turn the parser's message into one line."""
+    words = " ".join(message.split())
+    return (
+        words.replace('Parser key "', "--")
+        .replace('": Expected a', ": expected a", 1)
+        .replace("<class '", "")
+        .replace("'>", "")
+    )
