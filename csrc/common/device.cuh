@@ -7,7 +7,7 @@
 #define IGM_KERNEL __global__ void
 #define IGM_SHARED __shared__
 #define IGM_DEVICE __device__ __forceinline__
-#define IGM_THREADS(count) __launch_bounds__(count)
+#define IGM_BLOCKS(threads, per_multiprocessor) __launch_bounds__(threads, per_multiprocessor)
 
 namespace igm {
 

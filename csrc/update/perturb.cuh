@@ -57,7 +57,7 @@ struct PerturbChunk {
     T* params;
     T* backups;
     const T* grads;
-    long long count;
+    int count;  // at most kPerturbChunk: 64 bits are needed to find the chunk, not inside it
     int tensor;
     bool aligned;
 
@@ -74,7 +74,7 @@ struct PerturbChunk {
         const long long begin = (block - list.first_chunk[low]) * kPerturbChunk;
         const long long left = list.sizes[low] - begin;
         tensor = low;
-        count = left < kPerturbChunk ? left : kPerturbChunk;
+        count = static_cast<int>(left < kPerturbChunk ? left : kPerturbChunk);
         params = list.params[low] + begin;
         backups = list.backups[low] + begin;
         grads = list.grads[low] + begin;
@@ -99,23 +99,24 @@ IGM_DEVICE double block_sum(double value) {
 template <bool kAdaptive, bool kAligned, class T>
 IGM_DEVICE double thread_sum(const PerturbChunk<T>& chunk) {
     constexpr int kElements = Pack<T>::kElements;
-    const long long packs = chunk.count / kElements;
+    const int packs = chunk.count / kElements;
     double sum = 0.0;
-    for (long long pack = thread_index(); pack < packs; pack += kPerturbThreads) {
+    for (int pack = thread_index(); pack < packs; pack += kPerturbThreads) {
         const Pack<T> grad = load_pack<kAligned>(chunk.grads + pack * kElements);
         const Pack<T> weight = kAdaptive ? load_pack<kAligned>(chunk.params + pack * kElements) : grad;
         for (int i = 0; i < kElements; ++i) {
             sum += norm_term<kAdaptive>(weight.elements[i], grad.elements[i]);
         }
     }
-    for (long long i = packs * kElements + thread_index(); i < chunk.count; i += kPerturbThreads) {
+    for (int i = packs * kElements + thread_index(); i < chunk.count; i += kPerturbThreads) {
         sum += norm_term<kAdaptive>(chunk.params[i], chunk.grads[i]);
     }
     return sum;
 }
 
 template <bool kAdaptive, class T>
-IGM_KERNEL IGM_THREADS(kPerturbThreads) norm_partials_kernel(const PerturbList<T> list, double* partials) {
+IGM_KERNEL IGM_BLOCKS(kPerturbThreads, kPerturbResident)
+    norm_partials_kernel(const PerturbList<T> list, double* partials) {
     const PerturbChunk<T> chunk(list, block_index());
     double sum = chunk.aligned ? thread_sum<kAdaptive, true>(chunk) : thread_sum<kAdaptive, false>(chunk);
     sum = block_sum<kPerturbThreads>(sum);
@@ -124,7 +125,7 @@ IGM_KERNEL IGM_THREADS(kPerturbThreads) norm_partials_kernel(const PerturbList<T
     }
 }
 
-static IGM_KERNEL IGM_THREADS(kPerturbThreads)
+static IGM_KERNEL IGM_BLOCKS(kPerturbThreads, kPerturbResident)
     norm_final_kernel(const NormRanges ranges, const double* partials, double rho, float* norms, double* scales) {
     const long long norm_index = block_index();
     double sum = 0.0;
@@ -144,9 +145,9 @@ template <bool kAdaptive, bool kAligned, class T>
 IGM_DEVICE void perturb_elements(const PerturbChunk<T>& chunk, Compute<T> scale) {
     constexpr int kElements = Pack<T>::kElements;
     const bool moves = scale != 0;  // not w + 0·g: a NaN in g must not reach w
-    const long long packs = chunk.count / kElements;
-    for (long long pack = thread_index(); pack < packs; pack += kPerturbThreads) {
-        const long long first = pack * kElements;
+    const int packs = chunk.count / kElements;
+    for (int pack = thread_index(); pack < packs; pack += kPerturbThreads) {
+        const int first = pack * kElements;
         Pack<T> weight = load_pack<kAligned>(chunk.params + first);
         store_pack<kAligned>(chunk.backups + first, weight);
         if (moves) {
@@ -157,7 +158,7 @@ IGM_DEVICE void perturb_elements(const PerturbChunk<T>& chunk, Compute<T> scale)
             store_pack<kAligned>(chunk.params + first, weight);
         }
     }
-    for (long long i = packs * kElements + thread_index(); i < chunk.count; i += kPerturbThreads) {
+    for (int i = packs * kElements + thread_index(); i < chunk.count; i += kPerturbThreads) {
         const T weight = chunk.params[i];
         chunk.backups[i] = weight;
         if (moves) {
@@ -168,7 +169,7 @@ IGM_DEVICE void perturb_elements(const PerturbChunk<T>& chunk, Compute<T> scale)
 
 // scale_stride 0: one scale for all tensors; 1: each its own.
 template <bool kAdaptive, class T>
-IGM_KERNEL IGM_THREADS(kPerturbThreads)
+IGM_KERNEL IGM_BLOCKS(kPerturbThreads, kPerturbResident)
     perturb_kernel(const PerturbList<T> list, const double* scales, int scale_stride) {
     const PerturbChunk<T> chunk(list, block_index());
     const Compute<T> scale = static_cast<Compute<T>>(scales[chunk.tensor * scale_stride]);

@@ -14,6 +14,10 @@ constexpr long long kPerturbChunk = 16384;
 
 constexpr int kPerturbThreads = 256;
 
+// Blocks per multiprocessor to compile for: 1024 threads, what Turing holds. Left to itself, ptxas 13.0 fits more on
+// some architectures by spilling a few registers to memory, which is what these kernels wait for.
+constexpr int kPerturbResident = 4;
+
 template <class T>
 struct PerturbList {
     T* params[kPerturbTensors];

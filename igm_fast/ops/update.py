@@ -17,68 +17,15 @@ What the lists hold, one entry per parameter:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from igm_fast.names import nearest
 from igm_fast.ops import native
 from igm_fast.ops.library import define
-
-PARAMETER_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-_SCOPES = ("global", "tensor")
-
-
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of optimizer states and of the arithmetic: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _refuse(op: str, given: str, expected: str, way_out: str) -> ValueError:
-    return ValueError(f"{op}: {given}, expected {expected}. {way_out}")
-
-
-def _check_params(op: str, params: Sequence[Tensor], device: torch.device | None = None) -> None:
-    """Dtypes, devices and layout of what is written."""
-    for i, param in enumerate(params):
-        if param.dtype not in PARAMETER_DTYPES:
-            way_out = "Keep the parameters in float32 and use torch.autocast for float16 arithmetic."
-            raise _refuse(op, f"params[{i}] is {param.dtype}", "float32, float64 or bfloat16", way_out)
-        if param.dtype != params[0].dtype:
-            way_out = "Call the operator once per dtype."
-            raise _refuse(op, f"params[{i}] is {param.dtype}", f"{params[0].dtype} as params[0]", way_out)
-        expected_device = params[0].device if device is None else device
-        if param.device != expected_device:
-            way_out = "Call the operator once per device."
-            raise _refuse(op, f"params[{i}] is on {param.device}", str(expected_device), way_out)
-        if not param.is_contiguous():
-            way_out = "Make it contiguous: model.to(memory_format=torch.contiguous_format), or param.data.contiguous()."
-            given = f"params[{i}] of shape {tuple(param.shape)} has strides {param.stride()}"
-            raise _refuse(op, given, "a contiguous tensor, since it is written in place", way_out)
-
-
-def _check_like(
-    op: str, name: str, tensors: Sequence[Tensor], params: Sequence[Tensor], dtype: torch.dtype, *, written: bool
-) -> None:
-    """Each of `tensors` must fit the parameter at its place."""
-    if len(tensors) != len(params):
-        way_out = "Give one per parameter; leave out parameters without a gradient everywhere."
-        raise _refuse(op, f"{name} has {len(tensors)} tensors", f"{len(params)} as params", way_out)
-    for i, (tensor, param) in enumerate(zip(tensors, params, strict=True)):
-        if tensor.shape != param.shape:
-            given = f"{name}[{i}] has shape {tuple(tensor.shape)}"
-            raise _refuse(op, given, f"{tuple(param.shape)} as params[{i}]", "Check the order of the two lists.")
-        if tensor.dtype != dtype:
-            way_out = f"Convert it with .to({dtype})."
-            raise _refuse(op, f"{name}[{i}] is {tensor.dtype}", f"{dtype} for {param.dtype} parameters", way_out)
-        if tensor.device != param.device:
-            given = f"{name}[{i}] is on {tensor.device}"
-            raise _refuse(op, given, f"{param.device} as params[{i}]", f"Move it with .to({str(param.device)!r}).")
-        if written and not tensor.is_contiguous():
-            given = f"{name}[{i}] has strides {tensor.stride()}"
-            raise _refuse(op, given, "a contiguous tensor, since it is written in place", "Use .contiguous().")
+from igm_fast.ops.update_checks import check_perturb, check_restore, check_step, refuse, state_dtype
 
 
 def _dense(grads: Sequence[Tensor]) -> list[Tensor]:
@@ -96,30 +43,6 @@ def _sizes(tensors: Sequence[Tensor]) -> list[int]:
 # ---- SAM -------------------------------------------------------------------------------------------------------------
 
 
-def _check_perturb(
-    params: Sequence[Tensor],
-    backups: Sequence[Tensor],
-    norm: Tensor,
-    grads: Sequence[Tensor],
-    rho: float,
-    scope: str,
-) -> None:
-    op = "sam_perturb"
-    if scope not in _SCOPES:
-        raise ValueError(f"{op}: {nearest(scope, _SCOPES, 'scope')}")
-    if not 0.0 <= rho < float("inf"):
-        raise _refuse(op, f"rho={rho}", "a finite number >= 0", "0.05 is the usual radius.")
-    entries = 1 if scope == "global" else len(params)
-    if norm.shape != (entries,) or norm.dtype != torch.float32 or not norm.is_contiguous():
-        given = f"norm is {norm.dtype} of shape {tuple(norm.shape)}"
-        way_out = f"Allocate it with torch.empty({entries})."
-        raise _refuse(op, given, f"contiguous float32 of shape ({entries},) for scope {scope!r}", way_out)
-    _check_params(op, params, norm.device)
-    if params:
-        _check_like(op, "backups", backups, params, params[0].dtype, written=True)
-        _check_like(op, "grads", grads, params, params[0].dtype, written=False)
-
-
 def _sam_perturb_cpu(
     params: list[Tensor],
     backups: list[Tensor],
@@ -131,7 +54,7 @@ def _sam_perturb_cpu(
     adaptive: bool = False,
 ) -> None:
     """Keep params in backups, then add ε = rho g/‖g‖ (adaptive: rho w² g/‖|w| g‖) and write the norm."""
-    _check_perturb(params, backups, norm, grads, rho, scope)
+    check_perturb(params, backups, norm, grads, rho, scope)
     if not params:
         norm.zero_()
         return
@@ -162,7 +85,7 @@ def _sam_perturb_cuda(
     adaptive: bool = False,
 ) -> None:
     """The same on the tensors' current stream: nothing waits for the device, the norm stays there."""
-    _check_perturb(params, backups, norm, grads, rho, scope)
+    check_perturb(params, backups, norm, grads, rho, scope)
     if not params:
         norm.zero_()
         return
@@ -187,16 +110,9 @@ def _sam_perturb_cuda(
     increment_version([*params, *backups, norm])
 
 
-def _check_restore(params: Sequence[Tensor], backups: Sequence[Tensor]) -> None:
-    _check_params("sam_restore", params)
-    if params or backups:
-        dtype = params[0].dtype if params else torch.float32
-        _check_like("sam_restore", "backups", backups, params, dtype, written=True)
-
-
 def _sam_restore_cpu(params: list[Tensor], backups: list[Tensor]) -> None:
     """Copy backups into params, bit for bit."""
-    _check_restore(params, backups)
+    check_restore(params, backups)
     sizes = [param.numel() * param.element_size() for param in params]
     native.module().sam_restore(_addresses(params), _addresses(backups), sizes, torch.get_num_threads())
     increment_version(params)
@@ -204,7 +120,7 @@ def _sam_restore_cpu(params: list[Tensor], backups: list[Tensor]) -> None:
 
 def _sam_restore_cuda(params: list[Tensor], backups: list[Tensor]) -> None:
     """The same; a plain copy is what torch's multi-tensor copy does at the speed of memory."""
-    _check_restore(params, backups)
+    check_restore(params, backups)
     with torch.no_grad():
         torch._foreach_copy_(params, backups)
 
@@ -213,24 +129,6 @@ def _sam_restore_cuda(params: list[Tensor], backups: list[Tensor]) -> None:
 
 _Projection = tuple[int, int, int, int, int, int, int, float]
 _PLAIN: _Projection = (1, 0, 0, 0, 0, 0, 0, 1.0)
-
-
-def _check_projection(op: str, i: int, param: Tensor, basis: Tensor, sigma: Tensor) -> None:
-    rows = param.shape[0] if param.dim() > 0 else 1
-    shape = basis.shape if basis.dim() == 3 else (1, *basis.shape)
-    if len(shape) != 3 or rows % shape[0] or shape[1] * rows != param.numel():
-        given = f"bases[{i}] has shape {tuple(basis.shape)}"
-        expected = f"[d, k] or [groups, d, k] with d = {param.numel() // max(rows, 1)} for params[{i}] of shape "
-        way_out = "Match layers by shape (igm_fast.match_layers), or give an empty tensor for no projection."
-        raise _refuse(op, given, f"{expected}{tuple(param.shape)}", way_out)
-    if sigma.shape != (*basis.shape[:-2], basis.shape[-1]):
-        given = f"sigmas[{i}] has shape {tuple(sigma.shape)}"
-        expected = f"{(*basis.shape[:-2], basis.shape[-1])}, one eigenvalue per column of bases[{i}]"
-        raise _refuse(op, given, expected, "Take both from one projector.")
-    for name, tensor in (("bases", basis), ("sigmas", sigma)):
-        if tensor.device != param.device or not tensor.dtype.is_floating_point:
-            given = f"{name}[{i}] is {tensor.dtype} on {tensor.device}"
-            raise _refuse(op, given, f"floating point on {param.device}", "Move the projector with .to(device).")
 
 
 def _pack(param: Tensor, basis: Tensor, sigma: Tensor, complement: float, keep: list[Tensor]) -> _Projection:
@@ -247,7 +145,7 @@ def _pack(param: Tensor, basis: Tensor, sigma: Tensor, complement: float, keep: 
     sigma = sigma.to(dtype).contiguous()
     keep += [padded, transpose, sigma]
     addresses = (padded.data_ptr(), transpose.data_ptr(), sigma.data_ptr())
-    return (groups, param.shape[0], dim, rank, *addresses, complement)
+    return (groups, param.numel() // dim, dim, rank, *addresses, complement)
 
 
 def _projections(
@@ -259,32 +157,6 @@ def _projections(
         for param, basis, sigma, complement in zip(params, bases, sigmas, complements, strict=True)
     ]
     return packed, keep
-
-
-def _check_step(
-    op: str,
-    params: Sequence[Tensor],
-    states: Mapping[str, Sequence[Tensor]],
-    backups: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    bases: Sequence[Tensor],
-    sigmas: Sequence[Tensor],
-    complements: Sequence[float],
-) -> None:
-    _check_params(op, params)
-    dtype = params[0].dtype if params else torch.float32
-    if backups:
-        _check_like(op, "backups", backups, params, dtype, written=True)
-    _check_like(op, "grads", grads, params, dtype, written=False)
-    for name, state in states.items():
-        _check_like(op, name, state, params, state_dtype(dtype), written=True)
-    for name, values in (("bases", bases), ("sigmas", sigmas), ("complements", complements)):
-        if len(values) != len(params):
-            way_out = "Give an empty tensor (complement 1.0) for a parameter without projection."
-            raise _refuse(op, f"{name} has {len(values)} entries", f"{len(params)} as params", way_out)
-    for i, (param, basis, sigma) in enumerate(zip(params, bases, sigmas, strict=True)):
-        if basis.numel():
-            _check_projection(op, i, param, basis, sigma)
 
 
 def _projected_sgd_step_cpu(
@@ -307,13 +179,13 @@ def _projected_sgd_step_cpu(
     """torch.optim.SGD on G' = cG − (G U)(cI−Σ)Uᵀ, starting from the backups (if any) and writing params."""
     op = "projected_sgd_step"
     states = {"momentum_buffers": momentum_buffers} if momentum != 0.0 else {}
-    _check_step(op, params, states, backups, grads, bases, sigmas, complements)
+    check_step(op, params, states, backups, grads, bases, sigmas, complements)
     if momentum == 0.0 and momentum_buffers:
         given = f"momentum=0 with {len(momentum_buffers)} momentum_buffers"
-        raise _refuse(op, given, "an empty list, since nothing would be written", "Pass [] or a momentum.")
+        raise refuse(op, given, "an empty list, since nothing would be written", "Pass [] or a momentum.")
     if nesterov and (momentum <= 0.0 or dampening != 0.0):
         given = f"nesterov=True with momentum={momentum}, dampening={dampening}"
-        raise _refuse(op, given, "momentum > 0 and dampening = 0", "As torch.optim.SGD.")
+        raise refuse(op, given, "momentum > 0 and dampening = 0", "As torch.optim.SGD.")
     if not params:
         return
     packed, keep = _projections(params, bases, sigmas, complements)
@@ -360,11 +232,11 @@ def _projected_adamw_step_cpu(
     """torch.optim.AdamW (decoupled=False: Adam) on G' = cG − (G U)(cI−Σ)Uᵀ, from the backups (if any) into params."""
     op = "projected_adamw_step"
     states = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
-    _check_step(op, params, states, backups, grads, bases, sigmas, complements)
+    check_step(op, params, states, backups, grads, bases, sigmas, complements)
     if step < 1:
-        raise _refuse(op, f"step={step}", "the number of this step, from 1", "The bias correction divides by 1−β^step.")
+        raise refuse(op, f"step={step}", "the number of this step, from 1", "The bias correction divides by 1−β^step.")
     if not (0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0):
-        raise _refuse(op, f"betas ({beta1}, {beta2})", "numbers in [0, 1)", "torch's default is (0.9, 0.999).")
+        raise refuse(op, f"betas ({beta1}, {beta2})", "numbers in [0, 1)", "torch's default is (0.9, 0.999).")
     if not params:
         return
     packed, keep = _projections(params, bases, sigmas, complements)

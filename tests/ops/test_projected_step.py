@@ -367,6 +367,14 @@ def test_adam_slips(changes, message):
         ops.projected_adamw_step([], [], [], [], [], [], [], [], **options)
 
 
+def test_scalar_parameter():
+    param = torch.tensor(2.0)
+    ops.projected_sgd_step(
+        [param], [], [], [torch.tensor(1.0)], [torch.ones(1, 1)], [torch.tensor([0.5])], [0.9], lr=1.0
+    )
+    torch.testing.assert_close(param, torch.tensor(1.5))  # U spans everything: T = Σ
+
+
 def test_empty_lists_and_tensors():
     ops.projected_sgd_step([], [], [], [], [], [], [], lr=0.1)
     ops.projected_sgd_step([torch.zeros(0, 6)], [], [], [torch.zeros(0, 6)], [NO_BASIS], [NO_BASIS], [1.0], lr=0.1)

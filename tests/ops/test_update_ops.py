@@ -206,6 +206,7 @@ def _slip(**changes):
         ({"params": [torch.zeros(4), torch.zeros(2, 3).double()]}, r"params\[1\] is torch.float64.*once per dtype"),
         ({"params": [torch.zeros(4), torch.zeros(3, 2).T]}, r"params\[1\] .* has strides .*contiguous"),
         ({"params": [torch.zeros(4)]}, r"backups has 2 tensors, expected 1 as params"),
+        ({"params": []}, r"backups has 2 tensors, expected 0 as params"),
         ({"grads": [torch.ones(4)]}, r"grads has 1 tensors, expected 2"),
         ({"grads": [torch.ones(4), torch.ones(3, 2)]}, r"grads\[1\] has shape \(3, 2\), expected \(2, 3\)"),
         (

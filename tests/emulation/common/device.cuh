@@ -27,7 +27,7 @@
 #define IGM_KERNEL void
 #define IGM_SHARED static  // blocks run one after another, so the threads of one block share it and nobody else does
 #define IGM_DEVICE inline
-#define IGM_THREADS(count)
+#define IGM_BLOCKS(threads, per_multiprocessor)
 
 namespace igm {
 
