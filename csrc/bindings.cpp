@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <tuple>
@@ -11,6 +12,11 @@
 
 #include "common/dtype.hpp"
 #include "common/isa.hpp"
+#include "covariance/mirror.hpp"
+#include "covariance/pack_patches.hpp"
+#include "projector/inspect_symmetric.hpp"
+#include "projector/jacobi_eigh.hpp"
+#include "projector/panel_qr.hpp"
 #include "update/panel_product.hpp"
 #include "update/perturb.hpp"
 #include "update/perturb_plan.hpp"
@@ -63,10 +69,65 @@ void bind_common(py::module_& m) {
 }
 
 // ---- covariance --------------------------------------------------------------------------------------------------
-void bind_covariance(py::module_&) {}
+using TwoSizes = std::array<int64_t, 2>;
+using FourSizes = std::array<int64_t, 4>;
+
+void bind_covariance(py::module_& m) {
+    m.def(
+        "pack_patches",
+        [](uintptr_t input, int input_dtype, FourSizes sizes, FourSizes strides, TwoSizes kernel, TwoSizes stride,
+           FourSizes padding, TwoSizes dilation, int64_t first, int64_t count, uintptr_t tile, int tile_dtype,
+           int threads) {
+            igm::pack_patches(
+                {reinterpret_cast<const void*>(input), static_cast<igm::DType>(input_dtype), sizes, strides},
+                {kernel, stride, padding, dilation}, {first, count}, reinterpret_cast<void*>(tile),
+                static_cast<igm::DType>(tile_dtype), threads);
+        },
+        ReleaseGil());
+    m.def(
+        "add_row_moments",
+        [](uintptr_t tile, int dtype, int64_t rows, int64_t count, uintptr_t sums, uintptr_t squares, int threads) {
+            igm::add_row_moments(reinterpret_cast<const void*>(tile), static_cast<igm::DType>(dtype), rows, count,
+                                 reinterpret_cast<double*>(sums), reinterpret_cast<double*>(squares), threads);
+        },
+        ReleaseGil());
+    m.def(
+        "mirror_lower",
+        [](uintptr_t data, int dtype, int64_t matrices, int64_t size, int threads) {
+            igm::mirror_lower(reinterpret_cast<void*>(data), static_cast<igm::DType>(dtype), matrices, size, threads);
+        },
+        ReleaseGil());
+}
 
 // ---- projector ---------------------------------------------------------------------------------------------------
-void bind_projector(py::module_&) {}
+void bind_projector(py::module_& m) {
+    m.def(
+        "inspect_symmetric",
+        [](uintptr_t data, int dtype, int64_t count, int64_t size, int threads) {
+            std::vector<std::tuple<int64_t, double, double>> result;
+            for (const igm::SymmetricFacts& facts : igm::inspect_symmetric(
+                     reinterpret_cast<const void*>(data), static_cast<igm::DType>(dtype), count, size, threads)) {
+                result.emplace_back(facts.non_finite, facts.largest, facts.asymmetry);
+            }
+            return result;
+        },
+        ReleaseGil());
+    m.def(
+        "panel_qr",
+        [](uintptr_t panels, int dtype, int64_t count, int64_t rows, int64_t columns, int threads) {
+            igm::panel_qr(reinterpret_cast<void*>(panels), static_cast<igm::DType>(dtype), count, rows, columns,
+                          threads);
+        },
+        ReleaseGil());
+    m.def(
+        "jacobi_eigh",
+        [](uintptr_t matrices, uintptr_t eigenvalues, uintptr_t eigenvectors, int64_t count, int64_t size,
+           int threads) {
+            igm::jacobi_eigh(reinterpret_cast<double*>(matrices), reinterpret_cast<double*>(eigenvalues),
+                             reinterpret_cast<double*>(eigenvectors), count, size, threads);
+        },
+        ReleaseGil());
+}
 
 // ---- update ------------------------------------------------------------------------------------------------------
 using Addresses = std::vector<uintptr_t>;

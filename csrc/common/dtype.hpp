@@ -46,4 +46,15 @@ decltype(auto) dispatch_parameter(DType dtype, F&& f) {
                      ", expected float32, float64 or bfloat16. Keep float16 out of parameters (torch.amp does)."));
 }
 
+// The same for sums and factorisations, which are kept in float32 or float64.
+template <class F>
+decltype(auto) dispatch_accumulator(DType dtype, F&& f) {
+    if (dtype == DType::kFloat32) {
+        return f(Tag<float>{});
+    }
+    IGM_EXPECT(dtype == DType::kFloat64, text("dtype code ", static_cast<int>(dtype)), "float32 or float64",
+               "Convert before the call.");
+    return f(Tag<double>{});
+}
+
 }  // namespace igm

@@ -1,0 +1,165 @@
+#include "covariance/pack_patches.hpp"
+
+#include <algorithm>
+
+#include "common/isa.hpp"
+#include "common/parallel.hpp"
+
+namespace igm {
+
+namespace {
+
+// With channels_last memory and in linear layers, 16 float32 channels share a cache line: a work item takes all of them
+// position by position, so that the line is read once.
+constexpr int64_t kChannelBlock = 16;
+// Positions of one work item. A run of them is at most this long: the lines of a run stay in L1 while 16 channels and
+// all taps read them.
+constexpr int64_t kPositionBlock = 256;
+
+// Independent sums hide the latency of the addition. Fixed: vector width changes no bit.
+constexpr int kLanes = 16;
+
+constexpr int64_t output_size(int64_t size, int64_t before, int64_t after, int64_t kernel, int64_t stride,
+                              int64_t dilation) {
+    return (size + before + after - dilation * (kernel - 1) - 1) / stride + 1;
+}
+
+// The outputs x in [begin, end) whose tap `x·stride + offset` falls inside of 0 … size−1.
+struct Inside {
+    int64_t begin;
+    int64_t end;
+
+    Inside(int64_t size, int64_t stride, int64_t offset)
+        : begin(offset >= 0 ? 0 : divide_up(-offset, stride)),
+          end(offset >= size ? 0 : (size - 1 - offset) / stride + 1) {}
+};
+
+template <class In, class Acc>
+IGM_INLINE void copy_run(const In* source, int64_t step, Acc* target, int64_t count) {
+    if (step == 1) {
+        for (int64_t i = 0; i < count; ++i) {
+            target[i] = static_cast<Acc>(to_float(source[i]));
+        }
+    } else {
+        for (int64_t i = 0; i < count; ++i) {
+            target[i] = static_cast<Acc>(to_float(source[i * step]));
+        }
+    }
+}
+
+// One run: `count` outputs from (n, y, x) on, all in one row of the output; every tap of channels [first, last).
+template <class In, class Acc>
+IGM_INLINE void pack_run(const PatchInput& input, const PatchGeometry& geometry, int64_t first_channel,
+                         int64_t last_channel, int64_t n, int64_t y, int64_t x, int64_t count, Acc* target,
+                         int64_t tile_stride) {
+    const int64_t taps = geometry.kernel[0] * geometry.kernel[1];
+    const int64_t step = geometry.stride[1] * input.strides[3];
+    const In* image = static_cast<const In*>(input.data) + n * input.strides[0];
+    for (int64_t i = 0; i < geometry.kernel[0]; ++i) {
+        const int64_t row = y * geometry.stride[0] - geometry.padding[2] + i * geometry.dilation[0];
+        const bool row_inside = row >= 0 && row < input.sizes[2];
+        for (int64_t j = 0; j < geometry.kernel[1]; ++j) {
+            const int64_t offset = j * geometry.dilation[1] - geometry.padding[0];
+            const Inside inside(input.sizes[3], geometry.stride[1], offset);
+            const int64_t begin = row_inside ? std::clamp(inside.begin - x, int64_t(0), count) : count;
+            const int64_t end = row_inside ? std::clamp(inside.end - x, begin, count) : count;
+            // Formed as an offset: the first tap may lie in the padding, and an address there must not be made.
+            const int64_t source =
+                row * input.strides[2] + ((x + begin) * geometry.stride[1] + offset) * input.strides[3];
+            Acc* out = target + (first_channel * taps + i * geometry.kernel[1] + j) * tile_stride;
+            for (int64_t c = first_channel; c < last_channel; ++c, out += taps * tile_stride) {
+                std::fill_n(out, begin, Acc(0));
+                if (begin < end) {
+                    copy_run(image + (source + c * input.strides[1]), step, out + begin, end - begin);
+                }
+                std::fill_n(out + end, count - end, Acc(0));
+            }
+        }
+    }
+}
+
+template <class In, class Acc>
+void pack(const PatchInput& input, const PatchGeometry& geometry, PatchRange range, Acc* tile, int threads) {
+    const auto& padding = geometry.padding;
+    const int64_t height = output_size(input.sizes[2], padding[2], padding[3], geometry.kernel[0], geometry.stride[0],
+                                       geometry.dilation[0]);
+    const int64_t width = output_size(input.sizes[3], padding[0], padding[1], geometry.kernel[1], geometry.stride[1],
+                                      geometry.dilation[1]);
+    const int64_t channels = input.sizes[1];
+    const int64_t channel_blocks = divide_up(channels, kChannelBlock);
+    const int64_t position_blocks = divide_up(range.count, kPositionBlock);
+    parallel_for(channel_blocks * position_blocks, threads, [&](int64_t item) {
+        const int64_t first_channel = item / position_blocks * kChannelBlock;
+        const int64_t last_channel = std::min(first_channel + kChannelBlock, channels);
+        int64_t done = item % position_blocks * kPositionBlock;
+        const int64_t stop = std::min(done + kPositionBlock, range.count);
+        with_best_isa([&](auto) __attribute__((always_inline)) {
+            while (done < stop) {
+                const int64_t position = range.first + done;
+                const int64_t x = position % width;
+                const int64_t y = position / width % height;
+                const int64_t n = position / width / height;
+                const int64_t count = std::min(width - x, stop - done);
+                pack_run<In>(input, geometry, first_channel, last_channel, n, y, x, count, tile + done, range.count);
+                done += count;
+            }
+        });
+    });
+}
+
+IGM_INLINE double add_lanes(const double* lanes) {
+    double sum = 0;
+    for (int lane = 0; lane < kLanes; ++lane) {
+        sum += lanes[lane];
+    }
+    return sum;
+}
+
+template <class Acc>
+void moments(const Acc* tile, int64_t rows, int64_t count, double* sums, double* squares, int threads) {
+    parallel_for(rows, threads, [&](int64_t row) {
+        const Acc* values = tile + row * count;
+        with_best_isa([&](auto) __attribute__((always_inline)) {
+            double sum[kLanes] = {};
+            double square[kLanes] = {};
+            int64_t p = 0;
+            for (; p + kLanes <= count; p += kLanes) {
+                for (int lane = 0; lane < kLanes; ++lane) {
+                    const double value = values[p + lane];
+                    sum[lane] += value;
+                    square[lane] += value * value;
+                }
+            }
+            for (int lane = 0; p < count; ++p, ++lane) {
+                const double value = values[p];
+                sum[lane] += value;
+                square[lane] += value * value;
+            }
+            sums[row] += add_lanes(sum);
+            squares[row] += add_lanes(square);
+        });
+    });
+}
+
+}  // namespace
+
+void pack_patches(const PatchInput& input, const PatchGeometry& geometry, PatchRange range, void* tile,
+                  DType tile_dtype, int threads) {
+    dispatch(input.dtype, [&](auto in) {
+        dispatch_accumulator(tile_dtype, [&](auto acc) {
+            using In = typename decltype(in)::Type;
+            using Acc = typename decltype(acc)::Type;
+            pack<In>(input, geometry, range, static_cast<Acc*>(tile), threads);
+        });
+    });
+}
+
+void add_row_moments(const void* tile, DType tile_dtype, int64_t rows, int64_t count, double* sums, double* squares,
+                     int threads) {
+    dispatch_accumulator(tile_dtype, [&](auto acc) {
+        using Acc = typename decltype(acc)::Type;
+        moments(static_cast<const Acc*>(tile), rows, count, sums, squares, threads);
+    });
+}
+
+}  // namespace igm

@@ -1,0 +1,49 @@
+#pragma once
+
+// Patches of a convolution's input, a tile at a time, so that no unfolded copy of the input ever exists.
+//
+//     tile[r, p] = input[n, c, y·stride₀ − top + i·dilation₀, x·stride₁ − left + j·dilation₁], zero outside of the
+//     input
+//
+// for row r = (c, i, j), ordered as in torch.nn.functional.unfold, and for output positions p = (n, y, x). A group's
+// rows are consecutive, so the tile is [groups, d, count] as well. A linear layer is the case of a 1×1 kernel.
+
+#include <array>
+#include <cstdint>
+
+#include "common/dtype.hpp"
+
+namespace igm {
+
+// Any strides, in elements; nothing is copied beforehand.
+struct PatchInput {
+    const void* data;
+    DType dtype;
+    std::array<int64_t, 4> sizes;  // N, C, H, W
+    std::array<int64_t, 4> strides;
+};
+
+struct PatchGeometry {
+    std::array<int64_t, 2> kernel;
+    std::array<int64_t, 2> stride;
+    std::array<int64_t, 4> padding;  // left, right, top, bottom
+    std::array<int64_t, 2> dilation;
+};
+
+// The patches first … first + count − 1 of the N·out_height·out_width.
+struct PatchRange {
+    int64_t first;
+    int64_t count;
+};
+
+// Fills tile [C·kh·kw, count], contiguous float32 or float64. The range lies inside of a non-empty output:
+// igm_fast/ops/covariance.py checks.
+void pack_patches(const PatchInput& input, const PatchGeometry& geometry, PatchRange range, void* tile,
+                  DType tile_dtype, int threads);
+
+// sums[r] += Σ_p tile[r, p] and squares[r] += Σ_p tile[r, p]², in float64 whatever the tile's type. Both are fixed
+// sums: the same bits for any number of threads.
+void add_row_moments(const void* tile, DType tile_dtype, int64_t rows, int64_t count, double* sums, double* squares,
+                     int threads);
+
+}  // namespace igm
