@@ -63,6 +63,7 @@ def _train(command: Command, data: MultimodalData, fabric: Fabric, run: RunFolde
                 _show(run, console)
             return TRAINED
         fabric.launch()
+        first = fabric.is_global_zero
         saved = run.load_last() if config.resume and run.begun else None
         if saved is not None and saved["fingerprint"] != data.fingerprint:
             raise ValueError(f"{run.path} was trained on other data than {data.name} holds now; train with --overwrite")

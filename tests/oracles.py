@@ -80,3 +80,45 @@ def adamw_step(
     exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * g * g
     corrected, corrected_sq = exp_avg / (1 - beta1**step), exp_avg_sq / (1 - beta2**step)
     return weight - lr * corrected / (np.sqrt(corrected_sq) + eps), exp_avg, exp_avg_sq
+
+
+# ---- methods ---------------------------------------------------------------------------------------------------------
+
+
+def second_moment(activations: np.ndarray) -> np.ndarray:
+    """C = (1/n) Σ u uᵀ for activations [n, d]."""
+    return activations.T @ activations / len(activations)
+
+
+def mla_projector(means: list[np.ndarray], alpha: float, dim: int) -> np.ndarray:
+    """P = (I + Σ h̄ h̄ᵀ/α)⁻¹, which the recursive update of MLA equals by Sherman–Morrison for constant α."""
+    return np.linalg.inv(np.eye(dim) + sum((np.outer(h, h) for h in means), np.zeros((dim, dim))) / alpha)
+
+
+def igm_projector(second_moment: np.ndarray, tau: float) -> np.ndarray:
+    """T = U exp(−τ(Λ − λmin)/(λmax − λmin)) Uᵀ."""
+    eigenvalues, U = np.linalg.eigh(second_moment)
+    return (U * np.exp(-tau * (eigenvalues - eigenvalues[0]) / (eigenvalues[-1] - eigenvalues[0]))) @ U.T
+
+
+# ---- metrics ---------------------------------------------------------------------------------------------------------
+
+
+def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
+    """AP = Σ_n (R_n − R_{n−1}) P_n over the distinct thresholds, highest first."""
+    total, previous = 0.0, 0.0
+    for threshold in np.unique(scores)[::-1]:
+        chosen = scores >= threshold
+        recall = (chosen & positive).sum() / positive.sum()
+        total += (recall - previous) * (chosen & positive).sum() / chosen.sum()
+        previous = recall
+    return float(total)
+
+
+def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over the classes that occur (as label or prediction) of 2TP/(2TP + FP + FN)."""
+    values = []
+    for k in np.union1d(predicted, labels):
+        hits = np.sum((predicted == k) & (labels == k))
+        values.append(2 * hits / (np.sum(predicted == k) + np.sum(labels == k)))
+    return float(np.mean(values))

@@ -54,7 +54,7 @@ def training_batches(dataset: MultimodalDataset, order: Tensor, batch_size: int,
 
 def ordered_batches(dataset: MultimodalDataset, batch_size: int, share: Share) -> Iterator[Batch]:
     """Yield every sample of a process's share once, in order: for statistics and evaluation."""
-    mine = torch.arange(share.rank, len(dataset), share.world)
+    mine = torch.arange(len(dataset))[share.rank :: share.world]
     for rows in mine.split(batch_size):
         if len(rows):
             yield _batch(dataset, rows, 1.0, share.device)

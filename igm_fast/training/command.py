@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import docstring_parser
 import jsonargparse
 
 from igm_fast.data import dataset_names
@@ -30,6 +32,8 @@ examples:
   python -m igm_fast.train                                        IGM on the data set watch, under a minute
   python -m igm_fast.train --method late --rho 0.05 --data emoji --seed 1 --out runs/late
   python -m igm_fast.train --config my.yaml --lr 0.01             keys of my.yaml, except lr
+
+exit codes: 0 trained, 1 training failed, 2 wrong usage, 130 stopped. A stopped or failed run goes on with --resume.
 """
 COMMAND_FLAGS = ("config", "print_config", "help")
 
@@ -50,10 +54,6 @@ class Command:
     config: TrainConfig
     method: Method
     print_config: bool
-
-
-class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults at every option, line breaks of description and examples kept."""
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -92,24 +92,44 @@ def parse(argv: Sequence[str]) -> Command:
 
 def build_parser(cls: type[Method], defaults: Mapping[str, Any]) -> jsonargparse.ArgumentParser:
     """Return the parser for one method, with the defaults of the data set's preset."""
-    methods = "\n".join(f"  {name:<12}{(known.__doc__ or '').splitlines()[0]}" for name, known in METHODS.items())
+    methods = "\n".join(f"  {name:<12}{_documentation(known).short_description}" for name, known in METHODS.items())
     parser = jsonargparse.ArgumentParser(
         prog="python -m igm_fast.train",
         usage="%(prog)s [--method NAME] [--data NAME] [--out FOLDER] [options]",
         description=f"Train one method on one data set and write a run folder with a report.\n\nmethods:\n{methods}\n\n"
         f"data sets: {', '.join(dataset_names())}. `--method NAME --help` shows the options of another method.",
-        epilog=EXAMPLES + "exit codes: 0 trained, 1 training failed, 2 wrong usage, 130 stopped; a stopped or failed "
-        "run goes on with --resume.",
-        formatter_class=_HelpFormatter,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         exit_on_error=False,
         default_env=False,
     )
-    parser.add_class_arguments(TrainConfig, as_group=True)
-    parser.add_class_arguments(cls, as_group=True)
-    parser.add_argument("--config", metavar="FILE", help="YAML file with the same keys; flags win over it.")
-    parser.add_argument("--print_config", action="store_true", help="print all settings as YAML and stop.")
-    parser.set_defaults(dict(defaults))
+    parser.add_argument("--config", metavar="FILE", help="YAML file with the keys below; flags win over it")
+    parser.add_argument("--print_config", action="store_true", help="print all settings as YAML and stop")
+    _add_options(parser, TrainConfig, "every run", defaults)
+    _add_options(parser, cls, f"method {cls.name}", defaults)
     return parser
+
+
+def _add_options(parser: jsonargparse.ArgumentParser, owner: type, title: str, defaults: Mapping[str, Any]) -> None:
+    """Add the arguments of a constructor; their meaning is read from its docstring."""
+    group = parser.add_argument_group(title)
+    meanings = {parameter.arg_name: parameter.description for parameter in _documentation(owner).params}
+    hints = get_type_hints(owner)
+    for name, parameter in inspect.signature(owner).parameters.items():
+        hint, default = hints[name], defaults.get(name, parameter.default)
+        words = "{" + ",".join(get_args(hint)) + "}" if get_origin(hint) is Literal else name.upper()
+        shown = "" if default is None or hint is bool else f" (default: {default})"
+        group.add_argument(
+            f"--{name}",
+            type=hint,
+            default=default,
+            metavar="" if hint is bool else words,
+            help=" ".join((meanings[name] or "").rstrip(".").split()) + shown,
+        )
+
+
+def _documentation(owner: type) -> docstring_parser.Docstring:
+    return docstring_parser.parse(owner.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE)
 
 
 def scan(argv: Sequence[str]) -> dict[str, str]:
@@ -141,7 +161,10 @@ def _settings(flags: Mapping[str, str]) -> dict[str, Any]:
     out = own.get("out", file.get("out"))
     if own.get("resume", "false") == "true" and out is not None and (Path(out) / "config.yaml").exists():
         begun = read_yaml(Path(out) / "config.yaml") | {"out": out}
-    return {**begun, **file, **own}
+    asked = {**file, **own}
+    if any(asked.get(key, begun.get(key)) != begun.get(key) for key in ("method", "data")):
+        begun = {}  # its options would be another method's; that it is another run is said later
+    return {**begun, **asked}
 
 
 def _check_keys(cls: type[Method], given: Mapping[str, Any]) -> None:

@@ -1,0 +1,25 @@
+"""The README's Python blocks run as they stand, and none is longer than eight statements."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+
+
+def test_readme_shows_the_three_uses() -> None:
+    text = "\n".join(BLOCKS)
+    for name in ("igm.SAM", "igm.ActivationCovariance", "igm.flat_projectors", "igm.match_layers"):
+        assert name in text
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: ast.parse(block).body[1].lineno and block.split("\n")[2][:40])
+def test_readme_block_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len([line for line in block.splitlines() if line.strip()]) <= 9  # the import and eight lines
+    exec(compile(block, str(README), "exec"), {})
+    capsys.readouterr()
