@@ -64,14 +64,13 @@ def build_model(method: Method, data: MultimodalData, config: TrainConfig) -> Mu
 def build_optimizer(config: TrainConfig, method: Method, model: nn.Module) -> SAM:
     """Return a fresh optimizer over the parameters that train now."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    momentum = {"momentum": config.momentum} if config.optimizer == "sgd" else {}
     return SAM(
         parameters,
         base=config.optimizer,
         lr=config.lr,
         rho=method.rho,
         weight_decay=config.weight_decay,
-        **momentum,
+        momentum=config.momentum if config.optimizer == "sgd" else 0.0,
     )
 
 

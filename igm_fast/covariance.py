@@ -1,0 +1,270 @@
+"""Activation covariances of a network's layers, gathered while its forward passes run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from igm_fast import ops  # noqa: F401 - registers torch.ops.igm_fast
+from igm_fast.layers import conv_geometry, conv_input, in_dimension, observable_layers, weight_shape
+from igm_fast.names import nearest
+from igm_fast.sketch import PROBES, RANK, Sketch, draw_test_matrix
+
+Estimator = Literal["sketch", "full", "batch_mean"]
+
+
+@dataclass
+class _Sums:
+    """Sums over the inputs u of one layer; all have a leading dimension for groups."""
+
+    total: Tensor  # Σu [groups, d]
+    trace: Tensor  # Σ|u|² [groups]
+    matrix: Tensor | None  # Σuuᵀ [groups, d, d]
+    image: Tensor  # ΣuuᵀΩ [groups, d, columns]
+    omega: Tensor  # [groups, d, columns]; no columns where the matrix is kept
+    count: float = 0.0
+    batches: int = 0
+
+
+class ActivationCovariance(Mapping[str, Tensor]):
+    """Second moments C = (1/n) Σ u uᵀ of what enters each Linear, Conv1d and Conv2d of a module.
+
+    u is the row of a linear layer's input, or a convolution's zero-padded patch, ordered (channel, row, column) as by
+    ``torch.nn.functional.unfold``; n counts samples times output positions. With groups each has its own C, and shapes
+    get a leading dimension for them. Sums are float32 (float64 for float64 layers), whatever the inputs are; a layer
+    that is called several times in a forward pass counts every call.
+
+    It observes and changes nothing: hooks are there inside of ``with`` only, also after an exception. Use it in
+    evaluation mode and without augmentation, or dropout and batch norm are part of the statistics.
+
+        with torch.no_grad(), ActivationCovariance(encoder) as covariance:
+            for batch in loader: encoder(batch)
+        covariance["conv2"]     # [d, d]; covariance.mean, .count, .trace likewise
+
+    Estimators:
+
+    - ``"sketch"``: Y = C[Ω G] with 64 orthonormal and 10 probe columns, never a d×d matrix; ``[name]`` forms its
+      low-rank approximation Ĉ ⪯ C when asked. Layers with d ≤ 74, whose matrix is smaller than that, keep it.
+    - ``"full"``: the exact matrix, O(d²) memory per layer.
+    - ``"batch_mean"``: the exact matrix of the batch's mean input, as the authors' code has it.
+
+    Args:
+        module: the network.
+        estimator: see above.
+        centered: subtract the mean: covariance instead of second moment.
+        layers: names of the layers to observe; None: all that can be.
+        seed: of Ω and G, which also depend on the layer's name.
+
+    Raises:
+        ValueError: an unknown estimator or layer, a layer without weights yet, no layer at all.
+        TypeError: a layer that is no Linear, Conv1d or Conv2d.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        estimator: Estimator = "sketch",
+        *,
+        centered: bool = False,
+        layers: Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if estimator not in get_args(Estimator):
+            raise ValueError(f"ActivationCovariance: {nearest(estimator, get_args(Estimator), 'estimator')}")
+        self.estimator = estimator
+        self.centered = centered
+        self._layers = _chosen(module, layers)
+        self._sums = {name: self._empty_sums(name, layer, seed) for name, layer in self._layers.items()}
+        self._handles: list[RemovableHandle] = []
+
+    # ---- observing ---------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> ActivationCovariance:
+        if self._handles:
+            raise RuntimeError("ActivationCovariance is observing already; leave the `with` block before the next one")
+        for name, layer in self._layers.items():
+            self._handles.append(layer.register_forward_pre_hook(self._hook(name), with_kwargs=True))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _hook(self, name: str) -> Any:
+        def observe(layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            self._add(self._sums[name], layer, (inputs[0] if inputs else keywords["input"]).detach())
+
+        return observe
+
+    def _empty_sums(self, name: str, layer: nn.Module, seed: int) -> _Sums:
+        groups, dim = in_dimension(layer)
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(groups, *shape, dtype=dtype, device=weight.device)
+
+        exact = self.estimator != "sketch" or dim <= RANK + PROBES
+        omega = zeros(dim, 0) if exact else draw_test_matrix(name, groups, dim, RANK, PROBES, seed).to(weight.device)
+        matrix = zeros(dim, dim) if exact else None
+        return _Sums(zeros(dim), zeros(), matrix, zeros(dim, omega.shape[2]), omega.to(dtype))
+
+    def _add(self, sums: _Sums, layer: nn.Module, x: Tensor) -> None:
+        """Add one input. The sketch operator without columns gives mean and trace where the matrix is kept."""
+        igm = torch.ops.igm_fast
+        if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+            x, geometry = conv_input(layer, x), conv_geometry(layer)
+            samples = x.shape[0]
+            x = self._reduced(x)
+            if sums.matrix is not None:
+                igm.conv2d_covariance(sums.matrix, x, *geometry)
+            igm.conv2d_covariance_sketch(sums.image, sums.total, sums.trace, x, sums.omega, *geometry)
+            positions = _positions(x, geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation)
+        else:
+            samples = x.shape[0] if x.dim() > 1 else 1
+            x = self._reduced(x if x.dim() > 1 else x[None])
+            if sums.matrix is not None:
+                igm.linear_covariance(sums.matrix[0], x)
+            igm.linear_covariance_sketch(sums.image[0], sums.total[0], sums.trace[0], x, sums.omega[0])
+            positions = x.numel() // max(x.shape[-1], 1)
+        if samples:
+            sums.count += positions
+            sums.batches += 1
+
+    def _reduced(self, x: Tensor) -> Tensor:
+        return x.mean(dim=0, keepdim=True) if self.estimator == "batch_mean" and x.shape[0] else x
+
+    def all_reduce(self) -> None:
+        """Add up the sums of all processes of the default group, O(d·74) numbers per layer of a sketch.
+
+        Afterwards every process has the statistics of all data. Without an initialised process group nothing happens.
+        """
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return
+        for sums in self._sums.values():
+            numbers = torch.tensor([sums.count, sums.batches], dtype=torch.float64, device=sums.total.device)
+            for tensor in (sums.total, sums.trace, sums.image, sums.matrix, numbers):
+                if tensor is not None and tensor.numel():
+                    torch.distributed.all_reduce(tensor)
+            sums.count, sums.batches = float(numbers[0]), int(numbers[1])
+
+    # ---- reading -----------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Tensor:
+        statistics = self._statistics(name)
+        matrix = statistics.dense() if isinstance(statistics, Sketch) else statistics
+        return matrix[0] if matrix.dim() == 3 and matrix.shape[0] == 1 else matrix
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sums)
+
+    def __len__(self) -> int:
+        return len(self._sums)
+
+    def count(self, name: str) -> float:
+        """Return n, the number of inputs of a layer: samples times output positions."""
+        return self._known(name).count
+
+    def mean(self, name: str) -> Tensor:
+        """Return the mean input ``[d]``, or ``[groups, d]``."""
+        sums = self._filled(name)
+        mean = sums.total / sums.count
+        return mean[0] if mean.shape[0] == 1 else mean
+
+    def trace(self, name: str) -> Tensor:
+        """Return tr C, exact for every estimator: a scalar, or ``[groups]``."""
+        trace = self._trace(self._filled(name))
+        return trace[0] if trace.shape[0] == 1 else trace
+
+    def statistics(self) -> dict[str, Tensor | Sketch]:
+        """Return what projectors are made of: a matrix ``[groups, d, d]`` or a sketch for each layer.
+
+        Raises:
+            ValueError: a layer has seen no input, or one that is not finite.
+        """
+        return {name: self._statistics(name) for name in self._sums}
+
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the observed layers' weights."""
+        return {name: weight_shape(layer) for name, layer in self._layers.items()}
+
+    def __repr__(self) -> str:
+        seen = sum(sums.count > 0 for sums in self._sums.values())
+        return f"ActivationCovariance({self.estimator!r}, centered={self.centered}, {seen} of {len(self)} layers seen)"
+
+    def _statistics(self, name: str) -> Tensor | Sketch:
+        sums = self._filled(name)
+        mean = sums.total / sums.count
+        if sums.matrix is not None:
+            matrix = sums.matrix / sums.count
+            return matrix - mean[:, :, None] * mean[:, None, :] if self.centered else matrix
+        image = sums.image / sums.count
+        if self.centered:
+            image = image - mean[:, :, None] * (mean[:, None, :] @ sums.omega)
+        return Sketch(sums.omega, image, self._trace(sums), PROBES)
+
+    def _trace(self, sums: _Sums) -> Tensor:
+        trace = sums.trace / sums.count
+        return trace - (sums.total / sums.count).square().sum(dim=1) if self.centered else trace
+
+    def _known(self, name: str) -> _Sums:
+        if name not in self._sums:
+            raise KeyError(nearest(name, self._sums, "layer"))
+        return self._sums[name]
+
+    def _filled(self, name: str) -> _Sums:
+        sums = self._known(name)
+        if sums.count == 0:
+            raise ValueError(
+                f"ActivationCovariance: layer {name!r} has seen no input, expected at least one sample. Run forward "
+                "passes inside of the `with` block, or leave the layer out with layers=[…] if it is never called"
+            )
+        if not torch.isfinite(sums.trace).all():
+            raise ValueError(
+                f"ActivationCovariance: layer {name!r} has a second moment that is not finite after {sums.batches} "
+                "batches, expected numbers. An input held NaN or inf, or overflowed when squared; check the data and "
+                "the layers before it"
+            )
+        return sums
+
+
+def _chosen(module: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Module]:
+    observable = observable_layers(module)
+    if names is None:
+        if not observable:
+            raise ValueError(
+                f"ActivationCovariance: {type(module).__name__} has no Linear, Conv1d or Conv2d, expected at least one."
+                " Other layers have no input covariance here"
+            )
+        return observable
+    parts = dict(module.named_modules())
+    for name in names:
+        if name not in parts:
+            raise ValueError(f"ActivationCovariance: {nearest(name, parts, 'layer')}")
+        in_dimension(parts[name])  # a TypeError for other kinds
+    return {name: parts[name] for name in names}
+
+
+def _positions(
+    x: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+) -> int:
+    """Samples times output positions of a convolution's input ``[N, C, H, W]``."""
+    positions = x.shape[0]
+    for axis, sides in enumerate((padding[2:], padding[:2])):
+        span = dilation[axis] * (kernel[axis] - 1) + 1
+        positions *= (x.shape[2 + axis] + sum(sides) - span) // stride[axis] + 1
+    return positions
