@@ -9,9 +9,7 @@ import torch
 from torch.library import Library
 from torch.utils._pytree import tree_leaves
 
-LIBRARY = Library(
-    "igm_fast", "DEF"
-)  # must outlive the process's use of the operators: torch drops them with the object
+LIBRARY = Library("igm_fast", "DEF")  # must outlive the use of the operators: torch drops them with the object
 
 
 def define(
@@ -37,6 +35,8 @@ def define(
     LIBRARY.impl(name, cpu, "CPU")
     if cuda is not None:
         LIBRARY.impl(name, cuda, "CUDA")
+    # Nothing is wrapped for autograd: results do not claim a gradient that nobody could compute.
+    LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
     LIBRARY.impl(name, _elsewhere(name, cpu, ["cpu"] if cuda is None else ["cpu", "cuda"]), "CompositeExplicitAutograd")
     torch.library.register_fake(f"igm_fast::{name}", fake, lib=LIBRARY)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from scipy.special import ive
@@ -12,8 +13,6 @@ from igm_fast import ops  # noqa: F401 - registers torch.ops.igm_fast
 from igm_fast.projector.base import Projector, rounding
 
 MAX_DEGREE = 64  # τ = 16 to float64 round-off needs 30
-# Halvings of an interval before it is given up: each costs a Cholesky factorisation.
-MAX_HALVINGS = 24
 
 
 def polynomial(C: Tensor, tau: float, tol: float) -> Projector | None:
@@ -81,20 +80,28 @@ def _enclose(C: Tensor, tolerance: float) -> tuple[tuple[float, float], tuple[fl
     slack = dim * torch.finfo(C.dtype).eps / 2 * ritz
     if slack > tolerance * ritz:
         return None
-    width = tolerance * ritz / 2
-    for _ in range(MAX_HALVINGS):
-        if _is_definite(C, -1.0, ritz + width):
-            break
-        width *= 2
-    else:
-        return None
-    lowest, highest = 0.0, float(C.diagonal().min())
-    for _ in range(MAX_HALVINGS):
-        if highest - lowest <= tolerance * ritz:
-            break
-        middle = (lowest + highest) / 2
-        lowest, highest = (middle, highest) if _is_definite(C, 1.0, -middle) else (lowest, middle)
-    return (lowest - slack, max(highest, 0.0)), (ritz, ritz + width + slack)
+    width = tolerance * ritz
+
+    def largest_is_above(value: float) -> bool:
+        return not _is_definite(C, -1.0, value)
+
+    def smallest_is_above(value: float) -> bool:
+        return _is_definite(C, 1.0, -value)
+
+    low, step = ritz, width  # a Ritz value is below λmax, and mostly close to it: gallop from there
+    while largest_is_above(low + step):
+        low, step = low + step, 2 * step
+    low_max, high_max = _bisect(low, low + step, width, largest_is_above)
+    low_min, high_min = _bisect(0.0, max(float(C.diagonal().min()), 0.0), width, smallest_is_above)
+    return (low_min - slack, high_min + slack), (low_max - slack, high_max + slack)
+
+
+def _bisect(low: float, high: float, width: float, is_above: Callable[[float], bool]) -> tuple[float, float]:
+    """Halve an interval that holds an eigenvalue until it is narrow."""
+    while high - low > width:
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_above(middle) else (low, middle)
+    return low, high
 
 
 def _is_definite(C: Tensor, sign: float, shift: float) -> bool:
