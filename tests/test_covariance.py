@@ -244,13 +244,13 @@ def test_only_asked_layers_are_observed():
     covariance = ActivationCovariance(network, layers=["5"])
     assert list(covariance) == ["5"]
     assert covariance.weight_shapes == {"5": (5, 24)}
-    with pytest.raises(ValueError, match="unknown layer '55'. Did you mean '5'"):
+    with pytest.raises(ValueError, match=r"unknown layer '55'\. Did you mean '5'"):
         ActivationCovariance(network, layers=["55"])
     with pytest.raises(TypeError, match="ReLU has no input covariance"):
         ActivationCovariance(network, layers=["1"])
     with pytest.raises(ValueError, match="ReLU has no Linear, Conv1d or Conv2d"):
         ActivationCovariance(nn.ReLU())
-    with pytest.raises(ValueError, match="unknown estimator 'sketsh'. Did you mean 'sketch'"):
+    with pytest.raises(ValueError, match=r"unknown estimator 'sketsh'\. Did you mean 'sketch'"):
         ActivationCovariance(network, "sketsh")
     with pytest.raises(KeyError, match="unknown layer '7'"):
         covariance.count("7")

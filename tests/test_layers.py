@@ -120,13 +120,13 @@ def test_match_by_shape_needs_the_shape():
 def test_explicit_pairs_must_fit():
     target, projectors = network(), projectors_of(network())
     assert match_layers(target, projectors, by={"5": "4"}).matched == {"5": "4"}
-    with pytest.raises(ValueError, match="unknown layer '55'. Did you mean '5'"):
+    with pytest.raises(ValueError, match=r"unknown layer '55'\. Did you mean '5'"):
         match_layers(target, projectors, by={"55": "4"})
     with pytest.raises(ValueError, match="unknown projector 'x'"):
         match_layers(target, projectors, by={"5": "x"})
     with pytest.raises(ValueError, match=r"projector '0' has 1 group\(s\) of d=27, expected 1 of d=8 for layer '5'"):
         match_layers(target, projectors, by={"5": "0"})
-    with pytest.raises(ValueError, match="unknown rule 'nam'. Did you mean 'name'"):
+    with pytest.raises(ValueError, match=r"unknown rule 'nam'\. Did you mean 'name'"):
         match_layers(target, projectors, by="nam")
 
 

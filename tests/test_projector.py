@@ -117,7 +117,7 @@ def activations(dim: int, decay: float, count: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize(("decay", "count"), [(0.5, 1000), (2.0, 1000), (4.0, 1000), (3.0, 40)])
 def test_sketch_certificate_on_activations(decay, count, centered, tau):
-    """C was never formed; it is here, in float64, from the same data. With 40 samples C has rank 40: the sketch is exact."""
+    """C was never formed; here it is, in float64, of the same data. With 40 samples its rank is 40: nothing is lost."""
     x = activations(300, decay, count, seed=int(decay * 10))
     layer = nn.Linear(300, 2)
     with torch.no_grad(), ActivationCovariance(layer, centered=centered) as covariance:

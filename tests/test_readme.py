@@ -18,7 +18,7 @@ def test_readme_shows_the_three_uses() -> None:
         assert name in text
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: ast.parse(block).body[1].lineno and block.split("\n")[2][:40])
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: ast.unparse(ast.parse(block).body[1])[:40])
 def test_readme_block_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert len([line for line in block.splitlines() if line.strip()]) <= 9  # the import and eight lines
     exec(compile(block, str(README), "exec"), {})
