@@ -122,3 +122,42 @@ def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
         hits = np.sum((predicted == k) & (labels == k))
         values.append(2 * hits / (np.sum(predicted == k) + np.sum(labels == k)))
     return float(np.mean(values))
+
+
+# ---- covariance ------------------------------------------------------------------------------------------------------
+
+
+def conv_patches(
+    x: np.ndarray, kernel_size: tuple, stride: tuple, padding: tuple, dilation: tuple, groups: int
+) -> np.ndarray:
+    """What each output position of a convolution sees: [positions, groups, d] from x [N, C, H, W]."""
+    left, right, top, bottom = padding
+    padded = np.pad(x, [(0, 0), (0, 0), (top, bottom), (left, right)])
+    span = [dilation[axis] * (kernel_size[axis] - 1) + 1 for axis in (0, 1)]
+    patches = [
+        padded[n, :, y : y + span[0] : dilation[0], x0 : x0 + span[1] : dilation[1]].reshape(groups, -1)
+        for n in range(padded.shape[0])
+        for y in range(0, padded.shape[2] - span[0] + 1, stride[0])
+        for x0 in range(0, padded.shape[3] - span[1] + 1, stride[1])
+    ]
+    return np.array(patches).reshape(len(patches), groups, x.shape[1] // groups * kernel_size[0] * kernel_size[1])
+
+
+def conv_covariance(
+    x: np.ndarray, kernel_size: tuple, stride: tuple, padding: tuple, dilation: tuple, groups: int
+) -> np.ndarray:
+    """Σ u uᵀ over the patches of each group: [groups, d, d]."""
+    patches = conv_patches(x, kernel_size, stride, padding, dilation, groups)
+    total = np.zeros((groups, patches.shape[2], patches.shape[2]))
+    for patch in patches:
+        for group, u in enumerate(patch):
+            total[group] += np.outer(u, u)
+    return total
+
+
+def linear_covariance(x: np.ndarray) -> np.ndarray:
+    """Σ u uᵀ over the rows of x [..., d]: [d, d]."""
+    total = np.zeros((x.shape[-1], x.shape[-1]))
+    for index in np.ndindex(x.shape[:-1]):
+        total += np.outer(x[index], x[index])
+    return total

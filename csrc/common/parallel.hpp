@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "common/isa.hpp"
+
 namespace igm {
 
 // Runs body(item) for item = 0 … items-1 on at most `threads` threads. What an item is never depends on `threads`;
@@ -15,6 +17,7 @@ void parallel_for(int64_t items, int threads, const Body& body) {
         }
         return;
     }
+    isa();  // asked once; what it has to say about IGM_FAST_ISA could not leave the region below
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t item = 0; item < items; ++item) {
         body(item);
@@ -30,6 +33,7 @@ void parallel_for_uneven(int64_t items, int threads, const Body& body) {
         }
         return;
     }
+    isa();
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t item = 0; item < items; ++item) {
         body(item);

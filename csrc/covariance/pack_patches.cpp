@@ -54,7 +54,7 @@ IGM_INLINE void pack_run(const PatchInput& input, const PatchGeometry& geometry,
                          int64_t tile_stride) {
     const int64_t taps = geometry.kernel[0] * geometry.kernel[1];
     const int64_t step = geometry.stride[1] * input.strides[3];
-    const In* image = static_cast<const In*>(input.data) + n * input.strides[0];
+    const In* data = static_cast<const In*>(input.data);
     for (int64_t i = 0; i < geometry.kernel[0]; ++i) {
         const int64_t row = y * geometry.stride[0] - geometry.padding[2] + i * geometry.dilation[0];
         const bool row_inside = row >= 0 && row < input.sizes[2];
@@ -64,13 +64,13 @@ IGM_INLINE void pack_run(const PatchInput& input, const PatchGeometry& geometry,
             const int64_t begin = row_inside ? std::clamp(inside.begin - x, int64_t(0), count) : count;
             const int64_t end = row_inside ? std::clamp(inside.end - x, begin, count) : count;
             // Formed as an offset: the first tap may lie in the padding, and an address there must not be made.
-            const int64_t source =
-                row * input.strides[2] + ((x + begin) * geometry.stride[1] + offset) * input.strides[3];
+            const int64_t source = n * input.strides[0] + row * input.strides[2] +
+                                   ((x + begin) * geometry.stride[1] + offset) * input.strides[3];
             Acc* out = target + (first_channel * taps + i * geometry.kernel[1] + j) * tile_stride;
             for (int64_t c = first_channel; c < last_channel; ++c, out += taps * tile_stride) {
                 std::fill_n(out, begin, Acc(0));
                 if (begin < end) {
-                    copy_run(image + (source + c * input.strides[1]), step, out + begin, end - begin);
+                    copy_run(data + (source + c * input.strides[1]), step, out + begin, end - begin);
                 }
                 std::fill_n(out + end, count - end, Acc(0));
             }

@@ -84,7 +84,8 @@ std::vector<SymmetricFacts> inspect_symmetric(const void* matrices, DType dtype,
         }
     }
     for (SymmetricFacts& fact : facts) {
-        fact.asymmetry = std::sqrt(fact.asymmetry);
+        // An infinite entry opposite a finite one would give inf instead of the NaN that the header promises.
+        fact.asymmetry = fact.non_finite > 0 ? std::numeric_limits<double>::quiet_NaN() : std::sqrt(fact.asymmetry);
     }
     return facts;
 }

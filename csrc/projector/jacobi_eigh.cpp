@@ -56,7 +56,7 @@ IGM_INLINE bool rotate_pair(double* matrix, double* vectors, int64_t size, int64
     return true;
 }
 
-// False: still rotating after kMaxSweeps, which a finite matrix cannot cause.
+// False: still rotating after kMaxSweeps, which a matrix within the contract cannot cause.
 bool solve(double* matrix, double* eigenvalues, double* eigenvectors, int64_t size) {
     std::vector<double> vectors(size * size, 0.0);  // row i becomes eigenvector i
     for (int64_t i = 0; i < size; ++i) {
@@ -94,6 +94,10 @@ bool solve(double* matrix, double* eigenvalues, double* eigenvectors, int64_t si
 
 void jacobi_eigh(double* matrices, double* eigenvalues, double* eigenvectors, int64_t count, int64_t size,
                  int threads) {
+    const int64_t bad =
+        std::count_if(matrices, matrices + count * size * size, [](double value) { return !std::isfinite(value); });
+    IGM_EXPECT(bad == 0, text("jacobi_eigh: ", bad, " entries are NaN or infinite"), "finite ones",
+               "See inspect_symmetric.");
     std::atomic<int64_t> failures{0};
     parallel_for(count, threads, [&](int64_t i) {
         const int64_t offset = i * size * size;
@@ -102,8 +106,8 @@ void jacobi_eigh(double* matrices, double* eigenvalues, double* eigenvectors, in
     if (failures > 0) {
         throw MachineError(text("jacobi_eigh: ", failures, " of ", count, " matrices of size ", size,
                                 " still change after ", kMaxSweeps,
-                                " sweeps, expected about 10. Check that their "
-                                "entries are finite."));
+                                " sweeps, expected about 10. Check that they are symmetric and of a scale between "
+                                "1e-290 and 1e300."));
     }
 }
 

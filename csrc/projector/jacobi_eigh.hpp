@@ -11,8 +11,9 @@
 
 namespace igm {
 
-// matrices [count, size, size], symmetric and finite, are overwritten; eigenvalues [count, size] descending;
-// eigenvectors [count, size, size], vector i in column i.
+// matrices [count, size, size], symmetric, of a scale between 1e-290 and 1e300, are overwritten; eigenvalues
+// [count, size] descending; eigenvectors [count, size, size], vector i in column i. Throws before it writes if an entry
+// is not finite.
 void jacobi_eigh(double* matrices, double* eigenvalues, double* eigenvectors, int64_t count, int64_t size, int threads);
 
 }  // namespace igm

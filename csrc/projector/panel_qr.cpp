@@ -192,14 +192,28 @@ double pseudo_random(uint64_t round, uint64_t row, uint64_t column) {
     return static_cast<double>(bits >> 11) * 0x1p-52 - 1.0;
 }
 
-// False: not orthonormal after kMaxRounds, which a finite panel cannot cause.
+enum class Outcome { kOrthonormal, kNotFinite, kRoundsExhausted };
+
+bool diagonal_is_finite(const double* gram, int64_t columns) {
+    bool finite = true;
+    for (int64_t j = 0; j < columns; ++j) {
+        finite = finite && std::isfinite(gram[j * columns + j]);
+    }
+    return finite;
+}
+
 template <class T>
-bool orthonormalize(T* panel, int64_t rows, int64_t columns, int threads) {
+Outcome orthonormalize(T* panel, int64_t rows, int64_t columns, int threads) {
     std::vector<double> gram;
     std::vector<double> inverse((columns + kRows) * columns, 0.0);
     scale_columns(panel, rows, columns);
     for (int round = 0; round < kMaxRounds; ++round) {
         gram_matrix(panel, rows, columns, gram, threads);
+        // Columns are scaled, so no square overflows: only a NaN or an infinite entry gets here. Without this check it
+        // would count as dependence and wander from column to column until the rounds are used up.
+        if (round == 0 && !diagonal_is_finite(gram.data(), columns)) {
+            return Outcome::kNotFinite;
+        }
         const bool last = distance_to_identity(gram.data(), columns) <= kNearlyOrthonormal;
         const std::vector<int64_t> dependent = cholesky(gram.data(), columns);
         invert(gram.data(), columns, inverse.data());
@@ -212,33 +226,41 @@ bool orthonormalize(T* panel, int64_t rows, int64_t columns, int threads) {
                 panel[row * columns + column] = static_cast<T>(pseudo_random(round, row, column));
             }
         }
-        if (last && dependent.empty()) {
-            return true;
+        if (last) {  // no column was dependent: G would have been far from I
+            return Outcome::kOrthonormal;
         }
     }
-    return false;
+    return Outcome::kRoundsExhausted;
 }
 
 }  // namespace
 
 void panel_qr(void* panels, DType dtype, int64_t count, int64_t rows, int64_t columns, int threads) {
-    IGM_EXPECT(columns <= rows, text("panel of ", rows, " rows and ", columns, " columns"), "columns <= rows",
+    IGM_EXPECT(columns <= rows, text("panel_qr: panel of ", rows, " rows and ", columns, " columns"), "columns <= rows",
                "No more than `rows` columns can be orthonormal.");
+    if (columns == 0) {
+        return;
+    }
     // One level of parallelism: over panels when there are enough of them, else over the rows of each.
     const int inner_threads = count >= threads ? 1 : threads;
     const int outer_threads = count >= threads ? threads : 1;
-    std::atomic<int64_t> failures{0};
+    std::atomic<int64_t> not_finite{0};
+    std::atomic<int64_t> exhausted{0};
     dispatch_accumulator(dtype, [&](auto tag) {
         using T = typename decltype(tag)::Type;
         parallel_for(count, outer_threads, [&](int64_t i) {
-            failures += !orthonormalize(static_cast<T*>(panels) + i * rows * columns, rows, columns, inner_threads);
+            const Outcome outcome =
+                orthonormalize(static_cast<T*>(panels) + i * rows * columns, rows, columns, inner_threads);
+            not_finite += outcome == Outcome::kNotFinite;
+            exhausted += outcome == Outcome::kRoundsExhausted;
         });
     });
-    if (failures > 0) {
-        throw MachineError(text("panel_qr: ", failures, " of ", count, " panels of ", rows, " × ", columns,
+    IGM_EXPECT(not_finite == 0, text("panel_qr: ", not_finite, " of ", count, " panels hold NaN or infinite entries"),
+               "finite ones", "Look for them in the covariance (inspect_symmetric); the other panels are done.");
+    if (exhausted > 0) {
+        throw MachineError(text("panel_qr: ", exhausted, " of ", count, " panels of ", rows, " × ", columns,
                                 " are not orthonormal after ", kMaxRounds,
-                                " rounds, expected 2 or 3. Check that their "
-                                "entries are finite."));
+                                " rounds, expected 2 or 3. Report it with the panel: no finite one should do this."));
     }
 }
 

@@ -8,6 +8,10 @@ All operators add to their outputs (zero them first), need no copy of an input w
 float16 and bfloat16 inputs (converted to the dtype of the outputs before anything is multiplied), do nothing for an
 empty batch, let NaN through, check every argument before anything is written (ValueError), and record no gradient.
 CPU only so far: CUDA tensors get a NotImplementedError.
+
+Packing, Σ u and Σ|u|² give the same bits for any number of threads. Σ u uᵀ and Σ u (uᵀΩ) are as reproducible as torch's
+BLAS: MKL divides some products among its threads in another way when their number changes, and then the last bits
+change (all of them within the rounding bound of a sum in any order).
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from torch import Tensor
 
 from igm_fast.ops import native
 from igm_fast.ops.library import define
+from igm_fast.ops.update_checks import refuse
 
 # A tile that stays in L2 or L3 between packing and product. At least 256 patches of any size: with fewer, reading and
 # writing the d×d sums would take longer than the products.
@@ -27,10 +32,6 @@ _TILE_BYTES = 4 << 20
 _MIN_TILE_PATCHES = 256
 # Rows of the sums that are updated together, up to the diagonal only: the smaller, the fewer products beyond it.
 _BLOCK_ROWS = 512
-
-
-def _refuse(op: str, given: str, expected: str, way_out: str) -> ValueError:
-    return ValueError(f"{op}: {given}, expected {expected}. {way_out}")
 
 
 @dataclass(frozen=True)
@@ -81,19 +82,19 @@ class _Patches:
 def _check_input(op: str, input: Tensor) -> None:
     if input.dtype not in native.DTYPE_CODES:
         way_out = "Convert it with .float()."
-        raise _refuse(op, f"input is {input.dtype}", "float64, float32, float16 or bfloat16", way_out)
+        raise refuse(op, f"input is {input.dtype}", "float64, float32, float16 or bfloat16", way_out)
 
 
 def _check_written(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None) -> None:
     if tuple(tensor.shape) != shape:
-        raise _refuse(op, f"{name} has shape {tuple(tensor.shape)}", str(shape), f"Allocate it with torch.zeros{shape}.")
+        raise refuse(op, f"{name} has shape {tuple(tensor.shape)}", str(shape), f"Allocate it with torch.zeros{shape}.")
     if dtype is None and tensor.dtype not in (torch.float32, torch.float64):
-        raise _refuse(op, f"{name} is {tensor.dtype}", "float32 or float64", "Sums need a wide type.")
+        raise refuse(op, f"{name} is {tensor.dtype}", "float32 or float64", "Sums need a wide type.")
     if dtype is not None and tensor.dtype != dtype:
-        raise _refuse(op, f"{name} is {tensor.dtype}", str(dtype), "Keep all sums and omega in one dtype.")
+        raise refuse(op, f"{name} is {tensor.dtype}", str(dtype), "Keep all sums and omega in one dtype.")
     if not tensor.is_contiguous():
         given = f"{name} has strides {tensor.stride()}"
-        raise _refuse(op, given, "a contiguous tensor, since it is written in place", "Use .contiguous().")
+        raise refuse(op, given, "a contiguous tensor, since it is written in place", "Use .contiguous().")
 
 
 def _conv_patches(
@@ -108,58 +109,58 @@ def _conv_patches(
     _check_input(op, input)
     if input.dim() != 4:
         way_out = "Unsqueeze a single image, or view a sequence as images of height 1."
-        raise _refuse(op, f"input has shape {tuple(input.shape)}", "[N, C, H, W]", way_out)
+        raise refuse(op, f"input has shape {tuple(input.shape)}", "[N, C, H, W]", way_out)
     lengths = {"kernel_size": (kernel_size, 2, 1), "stride": (stride, 2, 1), "dilation": (dilation, 2, 1)}
     lengths["padding"] = (padding, 4, 0)
     for name, (values, length, least) in lengths.items():
         if len(values) != length or any(value < least for value in values):
             order = "(left, right, top, bottom)" if name == "padding" else "(height, width)"
             given = f"{name}={tuple(values)}"
-            raise _refuse(op, given, f"{length} integers {order} >= {least}", "See igm_fast.layers.conv_geometry.")
+            raise refuse(op, given, f"{length} integers {order} >= {least}", "See igm_fast.layers.conv_geometry.")
     batch, channels, height, width = input.shape
     if groups < 1 or channels % groups:
         given = f"groups={groups} for {channels} channels"
-        raise _refuse(op, given, "a divisor of the channels", "Use the layer's own groups.")
+        raise refuse(op, given, "a divisor of the channels", "Use the layer's own groups.")
     padded = (height + padding[2] + padding[3], width + padding[0] + padding[1])
     span = [dilation[axis] * (kernel_size[axis] - 1) + 1 for axis in (0, 1)]
     if any(padded[axis] < span[axis] for axis in (0, 1)):
         given = f"padded input {padded[0]}×{padded[1]}"
-        expected = f"at least {span[0]}×{span[1]}, what kernel {tuple(kernel_size)} covers at dilation {tuple(dilation)}"
-        raise _refuse(op, given, expected, "The layer itself refuses such an input; feed larger ones.")
+        expected = (
+            f"at least {span[0]}×{span[1]}, what kernel {tuple(kernel_size)} covers at dilation {tuple(dilation)}"
+        )
+        raise refuse(op, given, expected, "The layer itself refuses such an input; feed larger ones.")
     outputs = [(padded[axis] - span[axis]) // stride[axis] + 1 for axis in (0, 1)]
     dim = channels // groups * kernel_size[0] * kernel_size[1]
     count = batch * outputs[0] * outputs[1]
     return _Patches(input, kernel_size, stride, padding, dilation, groups, dim, count)
 
 
-def _linear_patches(op: str, input: Tensor) -> Iterator[_Patches]:
+def _linear_patches(op: str, input: Tensor) -> list[_Patches]:
     """The rows of [..., d] as 1×1 patches; one part unless more than three leading dimensions cannot be merged."""
     _check_input(op, input)
     if input.dim() == 0:
-        raise _refuse(op, "input is a scalar", "[..., d]", "Give the layer's input.")
-    yield from _rows_as_patches(input)
+        raise refuse(op, "input is a scalar", "[..., d]", "Give the layer's input.")
+    return list(_rows_as_patches(input)) if input.numel() else []
 
 
-def _rows_as_patches(input: Tensor) -> Iterator[_Patches]:
-    merged = _merge_leading(input)
-    if merged.dim() > 4:
-        for part in merged:
+def _rows_as_patches(rows: Tensor) -> Iterator[_Patches]:
+    rows = _merge_leading(rows)
+    if rows.dim() > 4:
+        for part in rows:
             yield from _rows_as_patches(part)
         return
-    merged = merged[(None,) * (4 - merged.dim())]  # [a, b, c, d] → N = a, H = b, W = c, channels d
-    count = merged.shape[0] * merged.shape[1] * merged.shape[2]
-    dim = merged.shape[3]
-    yield _Patches(merged.permute(0, 3, 1, 2), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1, dim, count)
+    rows = rows[(None,) * (4 - rows.dim())]  # [a, b, c, d] → N = a, H = b, W = c, channels d
+    dim = rows.shape[3]
+    yield _Patches(rows.permute(0, 3, 1, 2), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1, dim, rows.numel() // dim)
 
 
-def _merge_leading(input: Tensor) -> Tensor:
+def _merge_leading(rows: Tensor) -> Tensor:
     """A view with as few leading dimensions as the strides allow."""
-    merged = input
-    for axis in range(input.dim() - 2, 0, -1):
-        before, this = axis - 1, axis
-        if merged.stride(before) == merged.shape[this] * merged.stride(this) or merged.shape[before] == 1:
-            merged = merged.flatten(before, this)
-    return merged
+    rows = rows.squeeze(tuple(range(rows.dim() - 1)))
+    for axis in range(rows.dim() - 2, 0, -1):
+        if rows.stride(axis - 1) == rows.shape[axis] * rows.stride(axis):
+            rows = rows.flatten(axis - 1, axis)
+    return rows
 
 
 # ---- full ------------------------------------------------------------------------------------------------------------
@@ -185,6 +186,16 @@ def _mirror(out: Tensor) -> None:
 def _add_covariance(out: Tensor, patches: _Patches, alpha: float) -> None:
     for tile in patches.tiles(patches.tile_patches(0, out.dtype), out.dtype):
         _add_products(out, tile, alpha)
+
+
+def _blas_operand(rows: _Patches, dtype: torch.dtype) -> Tensor | None:
+    """Rows of a linear input as a matrix [1, d, M] that BLAS reads in place, if dtype and strides let it."""
+    batch, dim, height, count = rows.input.shape
+    if rows.input.dtype != dtype or batch != 1 or height != 1:
+        return None
+    along, across = rows.input.stride(1), rows.input.stride(3)
+    in_place = (along == 1 and across >= dim) or (across == 1 and along >= count)
+    return rows.input.view(1, dim, count) if in_place else None
 
 
 @torch.no_grad()
@@ -219,26 +230,16 @@ def _linear_covariance_cpu(out: Tensor, input: Tensor, *, alpha: float = 1.0) ->
     Symmetric as conv2d_covariance's; rows of out's dtype that lie in memory as BLAS wants them are not copied at all.
     """
     op = "linear_covariance"
-    parts = list(_linear_patches(op, input))
-    dim = input.shape[-1]
-    _check_written(op, "out", out, (dim, dim), None)
+    parts = _linear_patches(op, input)
+    _check_written(op, "out", out, (input.shape[-1], input.shape[-1]), None)
     for part in parts:
-        columns = part.input.permute(1, 0, 2, 3).flatten(1) if _is_blas_operand(part.input, out.dtype) else None
-        if columns is not None:
-            _add_products(out[None], columns[None], alpha)
+        matrix = _blas_operand(part, out.dtype)
+        if matrix is not None:
+            _add_products(out[None], matrix, alpha)
         else:
             _add_covariance(out[None], part, alpha)
-    if input.numel():
+    if parts:
         _mirror(out[None])
-
-
-def _is_blas_operand(rows: Tensor, dtype: torch.dtype) -> bool:
-    """Whether rows [1, d, 1, M] are a matrix of the right dtype with one unit stride, which BLAS reads in place."""
-    _, dim, height, count = rows.shape
-    if rows.dtype != dtype or rows.shape[0] != 1 or height != 1:
-        return False
-    along, across = rows.stride(1), rows.stride(3)
-    return (along == 1 and across >= dim) or (across == 1 and along >= count)
 
 
 # ---- sketch ----------------------------------------------------------------------------------------------------------
@@ -250,37 +251,38 @@ def _check_sketch(
     columns = omega.shape[-1] if omega.dim() else 0
     if tuple(omega.shape) != (*leading, dim, columns):
         given = f"omega has shape {tuple(omega.shape)}"
-        raise _refuse(op, given, f"{(*leading, dim, 'k')} for this input", "Draw it for the layer's own d and groups.")
+        raise refuse(op, given, f"{(*leading, dim, 'k')} for this input", "Draw it for the layer's own d and groups.")
     _check_written(op, "sketch", sketch, (*leading, dim, columns), None)
     _check_written(op, "total", total, (*leading, dim), sketch.dtype)
     _check_written(op, "trace", trace, leading, sketch.dtype)
     if omega.dtype != sketch.dtype:
         way_out = "Keep all sums and omega in one dtype."
-        raise _refuse(op, f"omega is {omega.dtype}", f"{sketch.dtype} as sketch", way_out)
+        raise refuse(op, f"omega is {omega.dtype}", f"{sketch.dtype} as sketch", way_out)
 
 
 def _add_sketch(
-    sketch: Tensor, total: Tensor, trace: Tensor, patches: _Patches, omega: Tensor, alpha: float
+    sketch: Tensor, total: Tensor, trace: Tensor, parts: list[_Patches], omega: Tensor, alpha: float
 ) -> None:
-    """sketch [groups, d, k], total [groups, d], trace [groups], omega [groups, d, k]."""
-    dtype, columns = sketch.dtype, omega.shape[2]
-    count = patches.tile_patches(columns, dtype)
-    workspace = torch.empty(patches.groups * count * columns, dtype=dtype)
-    moments = torch.zeros(2, patches.groups, patches.dim, dtype=torch.float64)
-    for tile in patches.tiles(count, dtype):
-        groups, dim, size = tile.shape
-        native.module().add_row_moments(
-            tile.data_ptr(),
-            native.DTYPE_CODES[dtype],
-            groups * dim,
-            size,
-            moments[0].data_ptr(),
-            moments[1].data_ptr(),
-            torch.get_num_threads(),
-        )
-        products = workspace[: groups * size * columns].view(groups, size, columns)
-        torch.bmm(tile.mT, omega, out=products)  # out= also keeps autocast away from the operands
-        sketch.baddbmm_(tile, products, alpha=alpha)
+    """Add to sketch [groups, d, k], total [groups, d] and trace [groups]; omega [groups, d, k]."""
+    groups, dim, columns = sketch.shape
+    moments = torch.zeros(2, groups, dim, dtype=torch.float64)
+    for part in parts:
+        count = part.tile_patches(columns, sketch.dtype)
+        workspace = torch.empty(groups * count * columns, dtype=sketch.dtype)
+        for tile in part.tiles(count, sketch.dtype):
+            size = tile.shape[2]
+            native.module().add_row_moments(
+                tile.data_ptr(),
+                native.DTYPE_CODES[tile.dtype],
+                groups * dim,
+                size,
+                moments[0].data_ptr(),
+                moments[1].data_ptr(),
+                torch.get_num_threads(),
+            )
+            products = workspace[: groups * size * columns].view(groups, size, columns)
+            torch.bmm(tile.mT, omega, out=products)  # out= also keeps autocast away from the operands
+            sketch.baddbmm_(tile, products, alpha=alpha)
     total.add_(moments[0], alpha=alpha)
     trace.add_(moments[1].sum(1), alpha=alpha)
 
@@ -309,7 +311,7 @@ def _conv2d_covariance_sketch_cpu(
     patches = _conv_patches(op, input, kernel_size, stride, padding, dilation, groups)
     _check_sketch(op, sketch, total, trace, omega, (groups,), patches.dim)
     if patches.count:
-        _add_sketch(sketch, total, trace, patches, omega, alpha)
+        _add_sketch(sketch, total, trace, [patches], omega, alpha)
 
 
 @torch.no_grad()
@@ -318,11 +320,10 @@ def _linear_covariance_sketch_cpu(
 ) -> None:
     """The same over the rows of input [..., d]: sketch and omega [d, k], total [d], trace []."""
     op = "linear_covariance_sketch"
-    parts = list(_linear_patches(op, input))
+    parts = _linear_patches(op, input)
     _check_sketch(op, sketch, total, trace, omega, (), input.shape[-1])
-    for part in parts:
-        if part.count:
-            _add_sketch(sketch[None], total[None], trace[None], part, omega[None], alpha)
+    if parts:
+        _add_sketch(sketch[None], total[None], trace[None], parts, omega[None], alpha)
 
 
 def _writes_only(*_args: object, **_kwargs: object) -> None:

@@ -49,8 +49,13 @@ def test_module_prints_the_configuration(run_python):
     assert run_python(code) == native.show_config() + "\n"
 
 
-def test_unknown_instruction_set_is_refused(run_python):
-    code = "from igm_fast.ops import native\ntry: native.module().isa()\nexcept ValueError as error: print(error)"
+@pytest.mark.parametrize(
+    "call",
+    ["native.module().isa()", "torch.ops.igm_fast.linear_covariance(torch.zeros(99, 99), torch.ones(999, 99).half())"],
+)
+def test_unknown_instruction_set_is_refused(call, run_python):
+    """Also by kernels that run in parallel: an exception must not meet the end of an OpenMP region."""
+    code = f"import torch; from igm_fast.ops import native\ntry: {call}\nexcept ValueError as error: print(error)"
     text = run_python(code, IGM_FAST_ISA="sse9")
     assert text.startswith("IGM_FAST_ISA=sse9, expected portable, avx2 or avx512. Unset it")
 
