@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from igm_fast import ops  # noqa: F401 - registers torch.ops.igm_fast
 from igm_fast.layers import conv_geometry, conv_input, in_dimension, observable_layers, weight_shape
 from igm_fast.names import nearest
-from igm_fast.sketch import PROBES, RANK, Sketch, draw_test_matrix
+from igm_fast.sketch import PROBES, RANK, SMALL, Sketch, draw_test_matrix
 
 Estimator = Literal["sketch", "full", "batch_mean"]
 
@@ -50,7 +50,7 @@ class ActivationCovariance(Mapping[str, Tensor]):
     Estimators:
 
     - ``"sketch"``: Y = C[Ω G] with 64 orthonormal and 10 probe columns, never a d×d matrix; ``[name]`` forms its
-      low-rank approximation Ĉ ⪯ C when asked. Layers with d ≤ 74, whose matrix is smaller than that, keep it.
+      low-rank approximation Ĉ ⪯ C when asked. Layers with d ≤ 256 keep the exact matrix, which costs no more.
     - ``"full"``: the exact matrix, O(d²) memory per layer.
     - ``"batch_mean"``: the exact matrix of the batch's mean input, as the authors' code has it.
 
@@ -113,7 +113,7 @@ class ActivationCovariance(Mapping[str, Tensor]):
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(groups, *shape, dtype=dtype, device=weight.device)
 
-        exact = self.estimator != "sketch" or dim <= RANK + PROBES
+        exact = self.estimator != "sketch" or dim <= SMALL
         omega = zeros(dim, 0) if exact else draw_test_matrix(name, groups, dim, RANK, PROBES, seed).to(weight.device)
         matrix = zeros(dim, dim) if exact else None
         return _Sums(zeros(dim), zeros(), matrix, zeros(dim, omega.shape[2]), omega.to(dtype))

@@ -12,6 +12,8 @@ from torch import Tensor
 
 RANK = 64
 PROBES = 10
+# Up to this d a matrix is exact and costs about as much as a sketch: 2d² flops an input against 4d·74, 256 kB at most.
+SMALL = 256
 # Of the bounds that need random probes: the chance, over their drawing, that one of them is violated.
 FAILURE_PROBABILITY = 1e-5
 

@@ -259,7 +259,10 @@ def spoilt(row: int, column: int, value: float) -> torch.Tensor:
         ({"tau": float("nan")}, "tau=nan"),
         ({"tol": -1.0}, "tol=-1.0, expected a number > 0"),
         ({"method": "truncate"}, "unknown method 'truncate'. Did you mean 'truncated'"),
-        ({"method": "sketch"}, "method='sketch' for layer 'conv', of which there is a matrix with d=100"),
+        (
+            {"method": "sketch", "covariance": {"conv": torch.eye(300)}},
+            "method='sketch' for layer 'conv', of which there is a matrix with d=300",
+        ),
     ],
 )
 def test_slips_are_named(arguments, said):
@@ -268,9 +271,9 @@ def test_slips_are_named(arguments, said):
 
 
 def test_routes_that_need_a_matrix_refuse_a_sketch():
-    layer = nn.Linear(100, 2)
+    layer = nn.Linear(300, 2)
     with torch.no_grad(), ActivationCovariance(layer) as covariance:
-        layer(torch.randn(10, 100))
+        layer(torch.randn(10, 300))
     for method in ("eigh", "polynomial", "truncated"):
         with pytest.raises(ValueError, match="of which there is a sketch and no matrix, expected 'auto' or 'sketch'"):
             flat_projectors(covariance, method=method)
@@ -282,13 +285,13 @@ def test_routes_that_need_a_matrix_refuse_a_sketch():
 
 
 def test_projectors_of_a_convolution_with_groups_from_a_sketch():
-    layer = nn.Conv2d(24, 6, 3, groups=2)
-    x = torch.randn(3, 24, 6, 6)
+    layer = nn.Conv2d(64, 6, 3, groups=2)
+    x = torch.randn(3, 64, 6, 6)
     with torch.no_grad(), ActivationCovariance(layer) as covariance:
         layer(x)
     projector = flat_projectors(covariance, 4.0)[""]
-    assert (projector.groups, projector.dim, projector.rank) == (2, 108, 64)
-    u = nn.functional.unfold(x.double(), 3).reshape(3, 2, 108, 16).permute(1, 2, 0, 3).reshape(2, 108, 48)
+    assert (projector.groups, projector.dim, projector.rank) == (2, 288, 64)
+    u = nn.functional.unfold(x.double(), 3).reshape(3, 2, 288, 16).permute(1, 2, 0, 3).reshape(2, 288, 48)
     for T, group in zip(projector.dense(), u, strict=True):
         expected = igm_projector((group @ group.T / 48).numpy(), 4.0)
         assert np.linalg.norm(T.double().numpy() - expected, 2) <= projector.error_bound

@@ -21,5 +21,6 @@ def eigh(C: Tensor, tau: float) -> Projector:
     eigenvalues, sigma = eigenvalues.flip(1), sigma.flip(1)
     if groups == 1:
         eigenvalues, sigma, T = eigenvalues[0], sigma[0], T[0]
-    bound = rounding(dim, C.dtype) + tau * dim * torch.finfo(torch.float64).eps
+    # LAPACK: vectors orthonormal, and exact for a matrix within ‖C‖, both to about d roundings; then T is stored.
+    bound = (2 + tau) * dim * torch.finfo(torch.float64).eps + rounding(dim, C.dtype)
     return Projector(dim, groups, tau, "eigh", eigenvalues, sigma, 1.0, bound, dense_matrix=T)

@@ -18,7 +18,8 @@ from igm_fast.projector.eigh import eigh
 from igm_fast.projector.polynomial import polynomial
 from igm_fast.projector.sketched import sketched
 from igm_fast.projector.truncated import truncated
-from igm_fast.sketch import PROBES, RANK, Sketch
+from igm_fast.sketch import SMALL as SMALL_FOR_A_SKETCH
+from igm_fast.sketch import Sketch
 
 Route = Literal["auto", "eigh", "polynomial", "truncated", "sketch"]
 ROUTES: tuple[Route, ...] = get_args(Route)
@@ -56,7 +57,7 @@ def flat_projectors(
     - ``"truncated"``: low rank, grown until the certificate holds; beyond rank min(d/8, 128) the polynomial takes over.
     - ``"polynomial"``: dense, Chebyshev series, no eigenvectors; where ``tol`` is below what rounding allows, eigh.
     - ``"sketch"``: low rank, from a sketch, for which C was never formed. Its rank is that of the sketch: ``tol``
-      cannot be asked of it, ``error_bound`` says what was reached. Layers of d ≤ 74 keep their matrix, and take eigh.
+      cannot be asked of it, ``error_bound`` says what was reached. Layers of d ≤ 256 keep their matrix: see auto.
     - ``"auto"``: sketch for sketches; for matrices eigh up to d = 128, truncated above.
 
     ``projector.route`` is the route that was taken, ``projector.error_bound`` holds whatever it was.
@@ -110,11 +111,13 @@ def _from_sketch(name: str, sketch: Sketch, tau: float, method: Route, tol: floa
 def _from_matrix(name: str, C: Tensor, tau: float, method: Route, tol: float, start: Projector | None) -> Projector:
     C = _checked(name, C)
     dim = C.shape[1]
-    if method == "sketch" and dim > RANK + PROBES:
+    if method == "sketch" and dim > SMALL_FOR_A_SKETCH:
         raise ValueError(
             f"flat_projectors: method='sketch' for layer {name!r}, of which there is a matrix with d={dim}; expected a "
             "sketch. Use 'auto', or measure with ActivationCovariance(…, estimator='sketch')"
         )
+    if method == "sketch":
+        method = "auto"
     if method == "truncated" or (method == "auto" and dim > SMALL):
         projector = truncated(C, tau, tol, _directions(start, C))
         if projector is not None:
