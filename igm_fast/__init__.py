@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from igm_fast.batch_statistics import frozen_batch_statistics
     from igm_fast.covariance import ActivationCovariance
     from igm_fast.layers import LayerMatching, match_layers
     from igm_fast.ops.native import show_config
     from igm_fast.projector import Projector, flat_projectors
-    from igm_fast.sam import SAM, frozen_batch_statistics
+    from igm_fast.sam import SAM
 
 __all__ = [
     "SAM",
@@ -32,7 +33,7 @@ _HOMES = {
     "Projector": "projector",
     "SAM": "sam",
     "flat_projectors": "projector",
-    "frozen_batch_statistics": "sam",
+    "frozen_batch_statistics": "batch_statistics",
     "match_layers": "layers",
     "show_config": "ops.native",
 }

@@ -1,11 +1,10 @@
-"""SAM as a torch optimizer: perturb, descend from where it was, and batch statistics that see the first pass only."""
+"""SAM as a torch optimizer: perturb, then descend from where it was."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast, overload
 
@@ -434,31 +433,6 @@ class SAM(Optimizer):
         if options.get("nesterov") and (options["momentum"] == 0.0 or options["dampening"] != 0.0):
             given = f"nesterov=True with momentum={options['momentum']}, dampening={options['dampening']}"
             raise refuse("SAM", given, "momentum > 0 and dampening=0", "As torch.optim.SGD.")
-
-
-@contextmanager
-def frozen_batch_statistics(module: nn.Module) -> Iterator[None]:
-    """Inside, batch norm in training mode normalises with the batch as always, but what it records is thrown away.
-
-    The second pass of SAM is made at ω + ε, weights that are never kept. The buffers ``running_mean``, ``running_var``
-    and ``num_batches_tracked`` of every layer in training mode (batch and instance norm of any kind, and whatever uses
-    these names) are exchanged for copies, and put back at the end, also after an exception. Nothing is written to the
-    originals, so that backward may come later.
-    """
-    kept = [
-        (layer, name, buffer)
-        for layer in module.modules()
-        if layer.training
-        for name, buffer in layer.named_buffers(recurse=False)
-        if name in ("running_mean", "running_var", "num_batches_tracked")
-    ]
-    try:
-        for layer, name, buffer in kept:
-            setattr(layer, name, buffer.clone())
-        yield
-    finally:
-        for layer, name, buffer in kept:
-            setattr(layer, name, buffer)
 
 
 def _batches(params: Iterable[Tensor], key: Callable[[Tensor], Any]) -> dict[Any, list[Tensor]]:

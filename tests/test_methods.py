@@ -375,6 +375,8 @@ def test_only_layers_with_a_partner_are_measured(rule):
         (lambda: Igm(tau=float("inf")), "tau is inf"),
         (lambda: Igm(tol=0.0), "tol is 0.0"),
         (lambda: Igm(estimator="sketsch"), "unknown estimator 'sketsch'. Did you mean 'sketch'"),
+        (lambda: Igm(projector_method="eigh"), "projector_method is eigh with estimator sketch, expected auto"),
+        (lambda: Igm(projector_method="sketch", estimator="full"), "projector_method is sketch with estimator full"),
         (lambda: METHODS["igm-no-sam"](tau=-1.0), "igm-no-sam: tau is -1.0"),
         (lambda: Late(rho=-1.0), "late: rho is -1.0"),
         (lambda: Mla(alpha=0.0), "mla: alpha is 0.0"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from training_cases import assert_same_run, run
 
-FLAGS = ("--data", "digits3", "--epochs", "60", "--stages", "2", "--threads", "1", "--quiet")
+FLAGS = ("--data", "digits3", "--epochs", "30", "--stages", "2", "--threads", "1", "--quiet")
 
 
 def kill_after(folder: Path, epochs: int) -> None:
@@ -24,7 +24,7 @@ def kill_after(folder: Path, epochs: int) -> None:
         if metrics.exists() and f"\n{epochs}," in metrics.read_text():
             process.send_signal(signal.SIGKILL)
             break
-        time.sleep(0.001)
+        time.sleep(0.01)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == -signal.SIGKILL, errors.decode()
     assert not (folder / "result.json").exists()
@@ -33,8 +33,8 @@ def kill_after(folder: Path, epochs: int) -> None:
 @pytest.mark.slow
 def test_killed_twice_equals_never_killed(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    kill_after(killed, 20)  # in the first stage
-    kill_after(killed, 75)  # in the third, with projectors and momentum
+    kill_after(killed, 10)  # in the first stage
+    kill_after(killed, 38)  # in the third, with projectors and momentum
     assert run(killed, "--resume", short=FLAGS) == 0
     assert run(whole, short=FLAGS) == 0
     assert_same_run(killed, whole)

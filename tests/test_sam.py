@@ -1,11 +1,10 @@
-"""igm_fast.sam: the rule against float64 restatements and peers, its state, its slips, frozen batch statistics."""
+"""igm_fast.sam: the rule against float64 restatements and peers, its state, its slips."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 import pickle
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from igm_fast.layers import match_layers
-from igm_fast.sam import SAM, frozen_batch_statistics
+from igm_fast.sam import SAM
 from igm_fast.training import checkpoint
 
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float64: 2.0**-53}
@@ -907,98 +906,3 @@ def test_projectors_that_do_not_fit(matching, error, message):
     with pytest.raises(error, match=message):
         optimizer.set_projectors(matching(params))
     assert "projectors=1" in repr(optimizer)  # those before stay
-
-
-# ---- batch statistics ------------------------------------------------------------------------------------------------
-
-
-class HandWritten(nn.Module):
-    """Assigns new buffers in every forward, as home-made batch norms do."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("running_mean", torch.zeros(4))
-        self.register_buffer("running_var", torch.ones(4))
-
-    def forward(self, x):
-        mean, var = x.mean(dim=0), x.var(dim=0)
-        if self.training:
-            self.running_mean = 0.9 * self.running_mean + 0.1 * mean.detach()
-            self.running_var = 0.9 * self.running_var + 0.1 * var.detach()
-        return (x - mean) / var.sqrt()
-
-
-NORMS = {
-    "batch1d": (lambda: nn.BatchNorm1d(4), (8, 4)),
-    "batch2d": (lambda: nn.BatchNorm2d(4), (8, 4, 3, 3)),
-    "cumulative": (lambda: nn.BatchNorm1d(4, momentum=None), (8, 4)),
-    "momentum0": (lambda: nn.BatchNorm1d(4, momentum=0.0), (8, 4)),
-    "instance": (lambda: nn.InstanceNorm1d(4, track_running_stats=True, affine=True), (8, 4, 5)),
-    "synchronised": (lambda: nn.SyncBatchNorm(4), (8, 4)),
-    "untracked": (lambda: nn.BatchNorm1d(4, track_running_stats=False), (8, 4)),
-    "hand-written": (HandWritten, (8, 4)),
-}
-
-
-@pytest.mark.parametrize(("make", "shape"), NORMS.values(), ids=NORMS.keys())
-def test_second_pass_leaves_statistics(make, shape):
-    model = nn.Sequential(make())
-    model(randn(*shape, seed=0, dtype=torch.float32))
-    x = (3 + 2 * randn(*shape, seed=1, dtype=torch.float32)).requires_grad_()
-    usual = copy.deepcopy(model)
-    expected = usual(x)
-    buffers = dict(model.named_buffers())
-    before = {name: buffer.clone() for name, buffer in buffers.items()}
-    with frozen_batch_statistics(model):
-        output = model(x)
-        model(x + 1)
-    assert same_bits(output, expected)  # the batch's statistics, as in training
-    (gradient,) = torch.autograd.grad(output.square().sum(), x)  # backward may come after the context
-    torch.testing.assert_close(gradient, torch.autograd.grad(expected.square().sum(), x)[0], rtol=0, atol=0)
-    assert all(buffer is buffers[name] for name, buffer in model.named_buffers())
-    assert all(same_bits(buffer, before[name]) for name, buffer in buffers.items())
-    model(x)  # and tracks again
-    for (name, after), want in zip(model.named_buffers(), usual.buffers(), strict=True):
-        assert same_bits(after, want), name
-        assert name.endswith("tracked") or not isinstance(model[0], nn.BatchNorm1d) or want.isfinite().all()
-
-
-def test_statistics_come_back_after_an_exception():
-    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(5, 2))
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), frozen_batch_statistics(model):
-        model(randn(8, 4, seed=0, dtype=torch.float32))
-    for name, value in model.state_dict().items():
-        assert same_bits(value, before[name]), name
-
-
-def test_evaluation_mode_is_left_alone():
-    model = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4))
-    model[0].eval()
-    waiting, training = model[0].running_mean, model[1].running_mean
-    x = randn(8, 4, seed=0, dtype=torch.float32)
-    with frozen_batch_statistics(model):
-        assert model[0].running_mean is waiting
-        assert model[1].running_mean is not training
-        model(x)
-    assert torch.equal(model[0].running_mean, torch.zeros(4))
-    assert torch.equal(model[1].running_mean, torch.zeros(4))
-
-
-def test_closure_can_freeze_statistics():
-    """The recipe of SAM.step's docstring: the running mean has seen one pass."""
-    model, once = (nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)) for _ in range(2))
-    x = randn(8, 4, seed=0, dtype=torch.float32)
-    once(x)
-    optimizer = SAM(model.parameters(), rho=0.5)
-
-    def closure():
-        optimizer.zero_grad()
-        with frozen_batch_statistics(model) if optimizer.perturbed else nullcontext():
-            loss = model(x).square().mean()
-            loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    for mine, want in zip(model.buffers(), once.buffers(), strict=True):
-        assert same_bits(mine, want)

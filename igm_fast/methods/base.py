@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from igm_fast.batch_statistics import frozen_batch_statistics
 from igm_fast.models import MultimodalModel
 from igm_fast.models.multimodal import Head
 from igm_fast.names import nearest
-from igm_fast.sam import SAM, frozen_batch_statistics
+from igm_fast.sam import SAM
 
 
 @dataclass(frozen=True)

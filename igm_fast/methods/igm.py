@@ -5,18 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 from torch import nn
 
-from igm_fast.covariance import ActivationCovariance
-from igm_fast.layers import in_dimension, match_layers, observable_layers
+from igm_fast.covariance import ActivationCovariance, Estimator
+from igm_fast.layers import MatchRule, in_dimension, match_layers, observable_layers
 from igm_fast.methods.base import Context, Method, Stage, alternating, check_choice, check_range
-from igm_fast.projector import Projector, flat_projectors
-
-Estimator = Literal["sketch", "full", "batch_mean"]
-Route = Literal["auto", "eigh", "polynomial", "truncated", "sketch"]
-MatchRule = Literal["name", "shape", "in_features"]
+from igm_fast.projector import Projector, Route, flat_projectors
 
 
 @dataclass
@@ -66,6 +62,13 @@ class Igm(Method):
         check_choice(self.name, "estimator", self.estimator, get_args(Estimator))
         check_choice(self.name, "projector_method", self.projector_method, get_args(Route))
         check_choice(self.name, "match", self.match, get_args(MatchRule))
+        # Said now, not after the first stage, when the first projector is due.
+        needs_matrix = self.projector_method in ("eigh", "polynomial", "truncated")
+        if needs_matrix == (self.estimator == "sketch") and self.projector_method != "auto":
+            raise ValueError(
+                f"{self.name}: projector_method is {self.projector_method} with estimator {self.estimator}, "
+                "expected auto, or sketch with sketch, or the others with full or batch_mean"
+            )
 
     def modalities(self, available: Sequence[str]) -> list[str]:
         """Return all modalities; there must be two at least."""

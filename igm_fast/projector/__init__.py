@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from igm_fast.projector.base import Projector
-from igm_fast.projector.flat import ROUTES, flat_projectors
+from igm_fast.projector.flat import ROUTES, Route, flat_projectors
 
-__all__ = ["ROUTES", "Projector", "flat_projectors"]
+__all__ = ["ROUTES", "Projector", "Route", "flat_projectors"]

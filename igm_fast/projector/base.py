@@ -119,8 +119,11 @@ class Projector:
 
 
 def rounding(dim: int, dtype: torch.dtype) -> float:
-    """What storing T in a dtype may cost in operator norm: ‖ΔT‖ ≤ u‖|T|‖ ≤ u√d‖T‖, and as much for the sums before."""
-    return math.sqrt(dim) * torch.finfo(dtype).eps
+    """Return what arithmetic in a dtype may cost T in operator norm: 4 eps √d.
+
+    Storing T costs ‖ΔT‖ ≤ u‖|T|‖ ≤ u√d; sums of d products add about √d·u each (Higham and Mary 2019, probabilistic).
+    """
+    return 4 * math.sqrt(dim) * torch.finfo(dtype).eps
 
 
 def low_rank(
