@@ -1,0 +1,235 @@
+"""What does the optimizer's share of a SAM step cost: perturb and descend, with gradients given?
+
+"projected" adds projectors of rank 32 on every convolution.
+Forward and backward passes are the same for everyone and left out. Everyone has parameters, gradients and states of its
+own, so that nobody finds another's data in the caches. Compulsory traffic per float32 parameter, in bytes: the norm
+reads g (4); the perturbation reads ω and g and writes ω + ε and the old ω (16); the step reads ω, g and the states and
+writes ω and the states (SGD with momentum 20, AdamW 28).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.agreement import Agree, Facts, relative_error, require
+from benchmarks.plain_sam import ForeachSAM, TextbookSAM
+from benchmarks.timing import Effort, Function, Record, compare
+from igm_fast.models import ResNet18
+from igm_fast.projector import Projector
+from igm_fast.sam import SAM
+
+QUESTION = "perturb and step of SAM over SGD and AdamW, with and without projectors, against plain torch versions"
+
+RHO = 0.05
+OPTIONS: dict[str, dict[str, Any]] = {
+    "sgd": {"lr": 1e-2, "momentum": 0.9, "weight_decay": 1e-4},
+    "adamw": {"lr": 1e-3, "weight_decay": 1e-2},
+}
+BASES: dict[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+BYTES_PER_PARAMETER = {"sgd": 4 + 16 + 20, "adamw": 4 + 16 + 28}
+PROJECTOR_RANK = 32
+TAU = 0.4
+# Relative to the change of the weights, which several roundings of products enter; …
+STEP_TOLERANCE = 1e-5
+# … ε is so small beside ω that ω + ε keeps about three of its digits.
+PERTURBATION_TOLERANCE = 1e-3
+
+
+class TwoPass(Protocol):
+    """What all contestants can do."""
+
+    def perturb(self) -> None:
+        """Move to ω + ε."""
+
+    def step(self) -> None:
+        """Descend from ω."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """An optimizer with the parameters that it alone updates."""
+
+    params: list[nn.Parameter]
+    optimizer: TwoPass
+
+    def __call__(self) -> Contestant:
+        """Make one whole step; this is what is timed."""
+        self.optimizer.perturb()
+        self.optimizer.step()
+        return self
+
+
+Build = Callable[[list[nn.Parameter]], TwoPass]
+
+
+def run(effort: Effort) -> Iterator[Record]:
+    """Measure both bases on both sets of shapes, then SGD with projectors on every convolution."""
+    quick = effort.scale == "quick"
+    resnet = _weights(ResNet18(width=64 if quick else 512))
+    mlp = _weights(nn.Sequential(nn.Linear(128, 64), nn.Linear(64, 64), nn.Linear(64, 10)))
+    cases = {f"ResNet-18, {_count(resnet)} parameters": resnet, f"MLP, {_count(mlp)} parameters": mlp}
+    for base in BASES:
+        for case, start in cases.items():
+            yield from _without_projectors(case, start, base, effort)
+    yield from _with_projectors(next(iter(cases)), resnet, effort)
+
+
+def _without_projectors(case: str, start: list[Tensor], base: str, effort: Effort) -> list[Record]:
+    options, unavailable = OPTIONS[base], {}
+
+    def torch_base(params: list[nn.Parameter], **kind: Any) -> torch.optim.Optimizer:
+        return BASES[base](params, **options, **kind)
+
+    builds: dict[str, Build] = {
+        "textbook SAM": lambda params: TextbookSAM(params, torch_base(params, foreach=True), RHO),
+        "foreach SAM": lambda params: ForeachSAM(params, torch_base(params, foreach=True), RHO),
+        "foreach SAM, fused base": lambda params: ForeachSAM(params, torch_base(params, fused=True), RHO),
+    }
+    if importlib.util.find_spec("pytorch_optimizer"):
+        builds["pytorch_optimizer SAM"] = lambda params: _PytorchOptimizerSAM(params, base)
+    else:
+        unavailable["pytorch_optimizer SAM"] = "not installed: pip install igm_fast[bench]"
+    peers = {name: _contestant(start, build) for name, build in builds.items()}
+    alone = torch_base(_parameters(start), fused=True)
+    bytes_moved = BYTES_PER_PARAMETER[base] * sum(tensor.numel() for tensor in start)
+    return compare(
+        case,
+        ours={f"optimizer SAM {base}": _contestant(start, lambda params: SAM(params, base, rho=RHO, **options))},
+        peers=peers,
+        references={f"torch {base} alone, fused": alone.step, "copy of as many bytes": _copy_of(bytes_moved)},
+        agree=_same_updates(start),
+        effort=effort,
+        unavailable=unavailable,
+        bytes_moved=bytes_moved,
+    )
+
+
+def _with_projectors(case: str, start: list[Tensor], effort: Effort) -> list[Record]:
+    options = OPTIONS["sgd"]
+    projectors = [_projector(tensor[0].numel()) if tensor.dim() == 4 else None for tensor in start]
+    dense = [None if projector is None else projector.dense() for projector in projectors]
+
+    def ours(params: list[nn.Parameter]) -> SAM:
+        optimizer = SAM(params, "sgd", rho=RHO, **options)
+        pairs = zip(params, projectors, strict=True)
+        optimizer.set_projectors([(param, projector) for param, projector in pairs if projector is not None])
+        return optimizer
+
+    def textbook(params: list[nn.Parameter], projections: Mapping[nn.Parameter, Any]) -> TextbookSAM:
+        return TextbookSAM(params, torch.optim.SGD(params, **options, foreach=True), RHO, projections)
+
+    def with_dense(params: list[nn.Parameter]) -> TextbookSAM:
+        def product(T: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda grad: (grad.flatten(1) @ T).view_as(grad)
+
+        return textbook(params, {p: product(T) for p, T in zip(params, dense, strict=True) if T is not None})
+
+    def with_low_rank(params: list[nn.Parameter]) -> TextbookSAM:
+        return textbook(params, {p: T.apply for p, T in zip(params, projectors, strict=True) if T is not None})
+
+    return compare(
+        case,
+        ours={"optimizer SAM sgd, projected": _contestant(start, ours)},
+        peers={
+            "textbook SAM, dense T": _contestant(start, with_dense),
+            "textbook SAM, low-rank T in torch": _contestant(start, with_low_rank),
+        },
+        references={
+            "ours without projectors": _contestant(start, lambda params: SAM(params, "sgd", rho=RHO, **options)),
+            "textbook SAM without projectors": _contestant(start, lambda params: textbook(params, {})),
+        },
+        agree=_same_updates(start),
+        effort=effort,
+        bytes_moved=BYTES_PER_PARAMETER["sgd"] * sum(tensor.numel() for tensor in start),
+    )
+
+
+class _PytorchOptimizerSAM:
+    """pytorch_optimizer's SAM with its defaults, under our names."""
+
+    def __init__(self, params: list[nn.Parameter], base: str) -> None:
+        import pytorch_optimizer  # loads a hundred optimizers: only where it is measured
+
+        self.optimizer = pytorch_optimizer.SAM(params, BASES[base], rho=RHO, **OPTIONS[base])
+
+    def perturb(self) -> None:
+        """Move to ω + ε."""
+        self.optimizer.first_step()
+
+    def step(self) -> None:
+        """Descend from ω."""
+        self.optimizer.second_step()
+
+
+def _parameters(start: list[Tensor]) -> list[nn.Parameter]:
+    """Fresh copies of all weights, with the same gradients for everyone."""
+    generator = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(tensor.clone()) for tensor in start]
+    for param in params:
+        param.grad = torch.randn(param.shape, generator=generator)
+    return params
+
+
+def _contestant(start: list[Tensor], build: Build) -> Contestant:
+    params = _parameters(start)
+    return Contestant(params, build(params))
+
+
+def _projector(dim: int) -> Projector:
+    """A projector of fixed rank whose spectrum falls as that of activations; no more than an eighth of d."""
+    rank = min(PROJECTOR_RANK, dim // 8)
+    generator = torch.Generator().manual_seed(dim)
+    basis = torch.linalg.qr(torch.randn(dim, rank, generator=generator))[0].contiguous()
+    eigenvalues = torch.arange(1, rank + 1, dtype=torch.float64).pow(-1.0)
+    return Projector(dim, 1, TAU, "truncated", eigenvalues, torch.exp(-TAU * eigenvalues), 0.99, 0.01, basis=basis)
+
+
+def _same_updates(start: list[Tensor]) -> Agree:
+    """The first step's change of all weights, then ε and the change in the second step, against the first peer."""
+    begin = _flat(start)
+
+    def second_step(contestant: Contestant) -> tuple[Tensor, Tensor, Tensor]:
+        after = _flat(contestant.params)
+        contestant.optimizer.perturb()
+        perturbed = _flat(contestant.params)
+        contestant.optimizer.step()
+        return after - begin, perturbed - after, _flat(contestant.params) - after
+
+    def agree(results: Mapping[str, Contestant]) -> dict[str, Facts]:
+        updates = {name: second_step(contestant) for name, contestant in results.items()}
+        expected = updates["textbook SAM" if "textbook SAM" in updates else "textbook SAM, dense T"]
+        facts: dict[str, Facts] = {}
+        for name, (first, epsilon, second) in updates.items():
+            step = max(relative_error(first, expected[0]), relative_error(second, expected[2]))
+            perturbation = relative_error(epsilon, expected[1])
+            require(name, step, STEP_TOLERANCE, "relative error of the step")
+            require(name, perturbation, PERTURBATION_TOLERANCE, "relative error of the perturbation")
+            facts[name] = {"step_error": step, "perturbation_error": perturbation}
+        return facts
+
+    return agree
+
+
+def _flat(tensors: list[Any]) -> Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def _copy_of(bytes_moved: int) -> Function:
+    """A copy that reads and writes as many bytes together."""
+    source, target = torch.ones(bytes_moved // 8), torch.empty(bytes_moved // 8)
+    return lambda: target.copy_(source)
+
+
+def _weights(model: nn.Module) -> list[Tensor]:
+    return [param.detach().clone() for param in model.parameters()]
+
+
+def _count(tensors: list[Tensor]) -> str:
+    parameters = sum(tensor.numel() for tensor in tensors)
+    return f"{parameters / 1e6:.2f} M" if parameters >= 1e6 else f"{parameters / 1e3:.0f} k"

@@ -1,0 +1,237 @@
+"""The one harness: ours and its peers in turn in one process, first checked for equal results, then timed.
+
+Every function is timed once per round. The order is drawn anew for each pair of rounds and reversed in its second one
+(A B B A), so that neither a slow drift of the machine nor a favourite predecessor in the caches helps anyone. A sample
+is one call, or as many calls as fill a millisecond: work of milliseconds starts from the caches that another function
+left, as in training; work of microseconds is warm.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.agreement import Agree, Facts
+
+Function = Callable[[], object]
+Clock = Callable[[], int]  # nanoseconds
+
+OURS = "ours"
+CONFIDENCE = 0.95
+# A median of fewer samples has no interval worth printing.
+LEAST_ROUNDS = 5
+_SAMPLE_MS = 1.0
+_MOST_CALLS = 1000
+_RESAMPLES = 4000
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured: which cases a benchmark takes, and how many rounds.
+
+    Attributes:
+        scale: ``quick``: tiny cases that only show that everything runs; ``long``: also those that take minutes.
+        rounds: most rounds per case.
+        budget_s: seconds per function and case after which a slow one is left out of further rounds, evenly spread.
+    """
+
+    scale: Literal["quick", "full", "long"] = "full"
+    rounds: int = 30
+    budget_s: float = 1.5
+
+
+class Ratio(TypedDict):
+    """Median of another function ÷ median of ours (above 1: ours is faster), with a bootstrap interval."""
+
+    ratio: float
+    low: float | None
+    high: float | None
+
+
+class Record(TypedDict):
+    """One comparison, as it is written to JSON; machine and percent_of_peak are added by ``machine.annotate``."""
+
+    name: str
+    case: str
+    headline: bool  # whether the README's table has it
+    ours_ms: float  # medians
+    peers: dict[str, float]
+    references: dict[str, float]
+    quartiles_ms: dict[str, tuple[float, float]]  # of all three, ours as "ours"; the same for rounds, calls and facts
+    ratios: dict[str, Ratio]
+    rounds: dict[str, int]
+    calls_per_sample: dict[str, int]
+    facts: dict[str, dict[str, float | str]]
+    unavailable: dict[str, str]  # peer → why it could not run
+    bytes_moved: int | None
+    flops: int | None
+    percent_of_peak: dict[str, float]
+    machine: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Milliseconds per call, one entry per round that a function took part in."""
+
+    ms: NDArray[np.float64]
+    calls: int
+
+    @property
+    def median(self) -> float:
+        """Return the median."""
+        return float(np.median(self.ms))
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """Return the first and the third quartile."""
+        low, high = np.percentile(self.ms, (25, 75))
+        return float(low), float(high)
+
+
+def compare(
+    case: str,
+    *,
+    ours: Mapping[str, Function],
+    peers: Mapping[str, Function],
+    agree: Agree,
+    effort: Effort,
+    references: Mapping[str, Function] | None = None,
+    unavailable: Mapping[str, str] | None = None,
+    headlines: Sequence[str] | None = None,
+    bytes_moved: int | None = None,
+    flops: int | None = None,
+    clock: Clock = time.perf_counter_ns,
+) -> list[Record]:
+    """Check that results agree, then time everything in turn; one record per entry of ``ours``.
+
+    Args:
+        case: what it is measured on, such as ``"3×3 C64 H56"``.
+        ours: record name → function. Several routes to one result share the peers' samples.
+        peers: name → function with the same result.
+        agree: called with the result of the first call of each of ours and of the peers. Functions may therefore go on
+            from state that they keep: later results are not looked at.
+        effort: rounds and time.
+        references: name → function whose result is another one, such as a lower bound; timed, not checked.
+        unavailable: peers that cannot run here, and why.
+        headlines: those of ours that the README shows (default: all).
+        bytes_moved: compulsory memory traffic of one call of ours.
+        flops: arithmetic of one call of ours.
+        clock: nanoseconds; tests give their own.
+
+    Raises:
+        DisagreementError: two results differ by more than ``agree`` allows.
+    """
+    references = references or {}
+    compared = {**ours, **peers}
+    functions = {**compared, **references}
+    if len(functions) != len(ours) + len(peers) + len(references):
+        raise ValueError(f"{case}: a name stands twice in {[*ours, *peers, *references]}; give each function its own")
+    estimates, results = {}, {}
+    for name, function in functions.items():
+        began = clock()
+        results[name] = function()
+        estimates[name] = (clock() - began) / 1e6
+    facts = agree({name: results[name] for name in compared})
+    del results
+    samples = _measure(functions, estimates, effort, clock)
+
+    records = []
+    for name in ours:
+        others = {other: samples[other] for other in (*peers, *references)}
+        shown = {OURS: samples[name], **others}
+        records.append(
+            Record(
+                name=name,
+                case=case,
+                headline=headlines is None or name in headlines,
+                ours_ms=samples[name].median,
+                peers={peer: samples[peer].median for peer in peers},
+                references={reference: samples[reference].median for reference in references},
+                quartiles_ms={key: value.quartiles for key, value in shown.items()},
+                ratios={other: _ratio(value, samples[name]) for other, value in others.items()},
+                rounds={key: value.ms.size for key, value in shown.items()},
+                calls_per_sample={key: value.calls for key, value in shown.items()},
+                facts=_facts_beside(facts, name, peers),
+                unavailable=dict(unavailable or {}),
+                bytes_moved=bytes_moved,
+                flops=flops,
+                percent_of_peak={},
+                machine={},
+            )
+        )
+    return records
+
+
+def schedule(rounds: Mapping[str, int], generator: np.random.Generator) -> Iterator[list[str]]:
+    """Yield who is timed in each round, in order; functions with fewer rounds are spread over all of them."""
+    total = max(rounds.values())
+    order: list[str] = []
+    for index in range(total):
+        order = order[::-1] if index % 2 else [str(name) for name in generator.permutation(list(rounds))]
+        yield [name for name in order if _share(index + 1, rounds[name], total) > _share(index, rounds[name], total)]
+
+
+def ratio_interval(other: NDArray[np.float64], ours: NDArray[np.float64]) -> tuple[float, float] | None:
+    """Return the bootstrap percentile interval of median(other) / median(ours); None for fewer than five samples."""
+    if min(other.size, ours.size) < LEAST_ROUNDS:
+        return None
+    generator = np.random.default_rng(_SEED)
+    medians = [np.median(generator.choice(ms, (_RESAMPLES, ms.size)), axis=1) for ms in (other, ours)]
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(medians[0] / medians[1], (tail, 100 - tail))
+    return float(low), float(high)
+
+
+def _share(index: int, rounds: int, total: int) -> int:
+    """Rounds that a function should have made before round `index`, half a step early so that one is in the middle."""
+    return (index * rounds + total // 2) // total
+
+
+def _measure(
+    functions: Mapping[str, Function], estimates: Mapping[str, float], effort: Effort, clock: Clock
+) -> dict[str, Samples]:
+    calls, rounds = {}, {}
+    for name, function in functions.items():
+        estimate = estimates[name]
+        if estimate < 1e3 * effort.budget_s / LEAST_ROUNDS:  # the first call also paid for set-up: warm up, look again
+            estimate = _time(function, 1, clock)
+        calls[name] = min(_MOST_CALLS, math.ceil(_SAMPLE_MS / max(estimate, _SAMPLE_MS / _MOST_CALLS)))
+        affordable = int(1e3 * effort.budget_s / max(estimate * calls[name], 1e-6))
+        rounds[name] = min(effort.rounds, max(LEAST_ROUNDS, affordable))
+    samples: dict[str, list[float]] = {name: [] for name in functions}
+    collects = gc.isenabled()
+    gc.collect()
+    gc.disable()  # a collection in the middle would be charged to whoever happens to run
+    try:
+        for names in schedule(rounds, np.random.default_rng(_SEED)):
+            for name in names:
+                samples[name].append(_time(functions[name], calls[name], clock))
+    finally:
+        if collects:
+            gc.enable()
+    return {name: Samples(np.array(ms), calls[name]) for name, ms in samples.items()}
+
+
+def _time(function: Function, calls: int, clock: Clock) -> float:
+    began = clock()
+    for _ in range(calls):
+        function()
+    return (clock() - began) / 1e6 / calls
+
+
+def _ratio(other: Samples, ours: Samples) -> Ratio:
+    low, high = ratio_interval(other.ms, ours.ms) or (None, None)
+    return Ratio(ratio=other.median / ours.median, low=low, high=high)
+
+
+def _facts_beside(facts: Mapping[str, Facts], name: str, peers: Mapping[str, Function]) -> dict[str, dict[str, Any]]:
+    chosen = {OURS: name, **{peer: peer for peer in peers}}
+    return {key: dict(facts[source]) for key, source in chosen.items() if source in facts}

@@ -1,0 +1,435 @@
+"""The benchmark harness with a clock and functions of the tests' own; real times are taken once and never looked at."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # last: an installed igm_fast is found before the checkout's
+
+from benchmarks import __main__ as command  # noqa: E402
+from benchmarks import agreement, figure, machine, optimizer, projector, readme, table, timing  # noqa: E402
+from benchmarks.agreement import DisagreementError  # noqa: E402
+from benchmarks.timing import LEAST_ROUNDS, Effort, Record, compare  # noqa: E402
+from igm_fast.sam import SAM  # noqa: E402
+
+MACHINE = {"cpu": "Abacus", "cores": 2, "isa": "beads", "threads": 2, "load": 0.0, "torch": "2", "igm_fast": "1"}
+MACHINE |= {"commit": "abc", "date": "2026-01-01", "peak_bytes_per_s": 1e10, "peak_flops_per_s": 1e11}
+
+
+class Laboratory:
+    """Time passes only while its functions run."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.calls: list[str] = []
+
+    def clock(self) -> int:
+        return self.now
+
+    def function(self, name: str, *ms: float, result: object = 1.0) -> Callable[[], object]:
+        """Takes the given times in turn, over and over."""
+
+        def run() -> object:
+            self.now += round(1e6 * ms[self.calls.count(name) % len(ms)])
+            self.calls.append(name)
+            return result
+
+        return run
+
+
+@pytest.fixture
+def laboratory() -> Laboratory:
+    return Laboratory()
+
+
+def anything(results):
+    return {name: {"error": 0.0} for name in results}
+
+
+def one(laboratory: Laboratory, ours, peers, effort: Effort = Effort(), **options) -> Record:  # noqa: B008 - frozen
+    options = {"agree": anything, **options}
+    (record,) = compare("a case", ours={"thing": ours}, peers=peers, effort=effort, clock=laboratory.clock, **options)
+    return record
+
+
+# ---- order -----------------------------------------------------------------------------------------------------------
+
+
+@given(rounds=st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 40), min_size=1), seed=st.integers(0, 9))
+def test_everyone_makes_their_rounds_and_every_second_round_is_the_mirror_image(rounds, seed):
+    order = list(timing.schedule(rounds, np.random.default_rng(seed)))
+    assert len(order) == max(rounds.values())
+    assert Counter(name for names in order for name in names) == rounds
+    always = {name for name, count in rounds.items() if count == len(order)}
+    for first, second in zip(order[::2], order[1::2], strict=False):
+        assert [n for n in first if n in always] == [n for n in reversed(second) if n in always]
+
+
+@given(count=st.integers(1, 20), total=st.integers(20, 40))
+def test_fewer_rounds_are_spread_over_all(count, total):
+    order = list(timing.schedule({"slow": count, "fast": total}, np.random.default_rng(0)))
+    places = [index for index, names in enumerate(order) if "slow" in names]
+    gaps = np.diff([-1 - places[0], *places])  # as many rounds before the first as after the last, to rounding
+    assert abs(places[0] - (total - 1 - places[-1])) <= 1
+    assert max(gaps[1:], default=0) - min(gaps[1:], default=0) <= 1
+
+
+def test_the_order_is_shuffled_between_pairs_of_rounds():
+    order = list(timing.schedule(dict.fromkeys("abcd", 20), np.random.default_rng(0)))
+    assert len({tuple(names) for names in order}) > 5
+
+
+# ---- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def test_medians_and_ratio(laboratory):
+    outliers = (10.0, 10.0, 10.0, 10.0, 900.0)  # a mean would be 188
+    record = one(laboratory, laboratory.function("ours", *outliers), {"peer": laboratory.function("peer", 40.0)})
+    assert record["ours_ms"] == pytest.approx(10.0)
+    assert record["peers"] == {"peer": pytest.approx(40.0)}
+    assert record["ratios"]["peer"] == {
+        "ratio": pytest.approx(4.0),
+        "low": pytest.approx(4.0),
+        "high": pytest.approx(4.0),
+    }
+    assert record["quartiles_ms"]["peer"] == (pytest.approx(40.0), pytest.approx(40.0))
+    assert record["rounds"] == {"ours": 30, "peer": 30}
+    assert record["calls_per_sample"] == {"ours": 1, "peer": 1}
+
+
+def test_short_work_is_repeated_within_a_sample(laboratory):
+    record = one(laboratory, laboratory.function("ours", 0.01), {"peer": laboratory.function("peer", 0.25)})
+    assert record["calls_per_sample"] == {"ours": 100, "peer": 4}
+    assert record["ours_ms"] == pytest.approx(0.01)
+
+
+def test_slow_work_makes_fewer_rounds_but_takes_part(laboratory):
+    peers = {"slow": laboratory.function("slow", 9000.0), "fair": laboratory.function("fair", 200.0)}
+    record = one(laboratory, laboratory.function("ours", 1.0), peers, Effort(rounds=30, budget_s=2.0))
+    assert record["rounds"] == {"ours": 30, "slow": LEAST_ROUNDS, "fair": 10}
+    assert laboratory.calls.count("slow") == LEAST_ROUNDS + 1  # no warm-up beyond the call that is checked
+    first, last = laboratory.calls.index("slow", 3), len(laboratory.calls) - 1 - laboratory.calls[::-1].index("slow")
+    assert {"ours", "fair"} <= set(laboratory.calls[first:last])
+
+
+def test_one_round_has_no_interval(laboratory):
+    record = one(
+        laboratory, laboratory.function("ours", 2.0), {"peer": laboratory.function("p", 3.0)}, Effort(rounds=1)
+    )
+    assert record["rounds"] == {"ours": 1, "peer": 1}
+    assert record["ratios"]["peer"] == {"ratio": pytest.approx(1.5), "low": None, "high": None}
+    assert table.interval(record["ratios"]["peer"]) == "1.50×"
+
+
+def test_the_interval_of_a_ratio():
+    generator = np.random.default_rng(1)
+    slow, fast = generator.normal(30.0, 1.0, 40), generator.normal(10.0, 1.0, 40)
+    low, high = timing.ratio_interval(slow, fast)
+    assert low < np.median(slow) / np.median(fast) < high
+    assert 2.5 < low < high < 3.5
+    assert timing.ratio_interval(slow, fast) == (low, high)
+    assert timing.ratio_interval(slow[:4], fast) is None
+
+
+def test_several_of_ours_share_the_peers(laboratory):
+    ours = {"route a": laboratory.function("a", 10.0), "route b": laboratory.function("b", 20.0)}
+    peers = {"peer": laboratory.function("peer", 40.0)}
+    effort = Effort(rounds=6)
+    records = compare("case", ours=ours, peers=peers, agree=anything, effort=effort, clock=laboratory.clock)
+    assert [record["name"] for record in records] == ["route a", "route b"]
+    assert [record["ratios"]["peer"]["ratio"] for record in records] == [pytest.approx(4.0), pytest.approx(2.0)]
+    assert laboratory.calls.count("peer") == 6 + 2
+
+
+def test_a_name_that_stands_twice(laboratory):
+    function = laboratory.function("f", 1.0)
+    with pytest.raises(ValueError, match="a name stands twice"):
+        one(laboratory, function, {"peer": function}, references={"peer": function})
+
+
+# ---- agreement -------------------------------------------------------------------------------------------------------
+
+
+def test_results_are_compared_before_anything_is_timed(laboratory):
+    ours = laboratory.function("ours", 1.0, result=torch.tensor([1.0, 2.0]))
+    peers = {"off": laboratory.function("off", 1.0, result=torch.tensor([1.0, 2.1]))}
+    agree = agreement.close_to(torch.tensor([1.0, 2.0]), 1e-3)
+    with pytest.raises(DisagreementError, match=r"off: relative error is 4\.47e-02, expected at most 1e-03"):
+        one(laboratory, ours, peers, agree=agree)
+    assert laboratory.calls == ["ours", "off"]
+
+
+def test_nan_does_not_agree():
+    with pytest.raises(DisagreementError, match="relative error is nan"):
+        agreement.close_to(torch.ones(2), 1e-3)({"ours": torch.tensor([1.0, torch.nan])})
+
+
+def test_references_are_timed_but_not_compared(laboratory):
+    seen = []
+    record = one(
+        laboratory,
+        laboratory.function("ours", 2.0),
+        {"peer": laboratory.function("peer", 4.0)},
+        references={"bound": laboratory.function("bound", 1.0)},
+        unavailable={"other": "not installed"},
+        agree=lambda results: seen.extend(results) or anything(results),
+    )
+    assert seen == ["thing", "peer"]
+    assert record["references"] == {"bound": pytest.approx(1.0)}
+    assert record["ratios"]["bound"]["ratio"] == pytest.approx(0.5)
+    assert record["facts"] == {"ours": {"error": 0.0}, "peer": {"error": 0.0}}
+    assert record["unavailable"] == {"other": "not installed"}
+
+
+def test_the_garbage_collector_is_switched_on_again(laboratory):
+    def fails_when_timed() -> None:
+        laboratory.now += 10**9
+        laboratory.calls.append("fails")
+        if laboratory.calls.count("fails") > 1:
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        one(laboratory, fails_when_timed, {})
+    assert gc.isenabled()
+
+
+def test_the_optimizers_check_notices_another_rho():
+    start = [torch.randn(6, 5, generator=torch.Generator().manual_seed(0))]
+    options = optimizer.OPTIONS["sgd"]
+
+    def contestant(rho: float) -> optimizer.Contestant:
+        return optimizer._contestant(start, lambda params: SAM(params, "sgd", rho=rho, **options))()
+
+    agree = optimizer._same_updates(start)
+    assert agree({"textbook SAM": contestant(0.05), "thing": contestant(0.05)})["thing"]["step_error"] == 0.0
+    with pytest.raises(DisagreementError, match="error of the perturbation"):
+        agree({"textbook SAM": contestant(0.05), "thing": contestant(0.06)})
+
+
+def test_the_projectors_check_notices_another_tau():
+    C = projector.covariance_of_activations(16)
+    eigenvalues, vectors = torch.linalg.eigh(C.double())
+    oracle = projector.Spectrum(eigenvalues.flip(0), vectors.flip(1)).projector(0.4)
+    facts = projector._check({"ours": projector._ours(C, 0.4, "eigh")()}, oracle)
+    assert facts["ours"]["error"] <= facts["ours"]["error_bound"]
+    with pytest.raises(DisagreementError, match="ours: error in operator norm"):
+        projector._check({"ours": projector._ours(C, 0.5, "eigh")()}, oracle)
+    with pytest.raises(DisagreementError, match="peer: error in operator norm"):
+        projector._check({"peer": projector._dense_by_svd(C, 0.5)}, oracle)
+
+
+# ---- records, README, figure -----------------------------------------------------------------------------------------
+
+
+def sample(name: str = "thing full", case: str = "small", peer_ms: float = 4.0, low: float = 1.9) -> Record:
+    """A record as it stands in a JSON file."""
+    return {
+        "name": name,
+        "case": case,
+        "headline": True,
+        "ours_ms": 2.0,
+        "peers": {"peer": peer_ms},
+        "references": {"bound": 1.0},
+        "quartiles_ms": {"ours": (1.9, 2.1), "peer": (peer_ms, peer_ms), "bound": (1.0, 1.0)},
+        "ratios": {
+            "peer": {"ratio": peer_ms / 2, "low": low, "high": peer_ms / 2 + 0.1},
+            "bound": {"ratio": 0.5, "low": 0.4, "high": 0.6},
+        },
+        "rounds": {"ours": 30, "peer": 30, "bound": 30},
+        "calls_per_sample": {"ours": 1, "peer": 1, "bound": 1},
+        "facts": {"ours": {"error": 1e-7}, "peer": {"error": 1e-7}},
+        "unavailable": {"absent": "not installed"},
+        "bytes_moved": 10**7,
+        "flops": None,
+        "percent_of_peak": {"bytes_moved": 50.0},
+        "machine": MACHINE,
+    }
+
+
+def test_the_share_of_the_peak():
+    record = machine.annotate(sample() | {"flops": 10**8}, MACHINE)
+    assert record["percent_of_peak"] == {"bytes_moved": pytest.approx(50.0), "flops": pytest.approx(50.0)}
+    assert machine.annotate(sample() | {"bytes_moved": None}, MACHINE)["percent_of_peak"] == {}
+    assert machine.higher({"a": 1.0, "b": 4.0}, {"a": 2.0, "b": 3.0}) == {"a": 2.0, "b": 4.0}
+
+
+def test_the_readme_table_says_where_ours_is_slower():
+    records = [sample(), sample(case="large", peer_ms=1.0, low=0.45), sample("thing sketch", "equal", 2.0, 0.9)]
+    text = readme.markdown([*records, sample("thing inner") | {"headline": False}])
+    assert "| case | ours | peer | *bound* |" in text
+    assert "| small | 2.00 ms | 2.00× [1.90, 2.10] | 0.500× [0.400, 0.600] |" in text
+    assert "**thing sketch**" in text
+    assert "thing inner" not in text
+    assert "Of 4 comparisons with peers, ours is slower in 1, and 1 show no difference beyond their interval." in text
+    assert "- slower: thing full than peer: large (0.500× [0.450, 0.600])" in text
+    assert "Machine (thing): Abacus, 2 cores, beads kernels" in text
+
+
+def test_rewriting_the_readme_twice_changes_nothing(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    readme.rewrite(path, readme.markdown([sample()]))
+    once = path.read_text()
+    assert once.startswith(f"before\n{readme.BEGIN}\nEach cell")
+    assert once.endswith(f"{readme.END}\nafter\n")
+    assert "old" not in once
+    readme.rewrite(path, readme.markdown([sample()]))
+    assert path.read_text() == once
+
+
+@pytest.mark.parametrize("text", ["", readme.BEGIN, readme.END + readme.BEGIN, 2 * (readme.BEGIN + readme.END)])
+def test_a_readme_without_its_two_markers(tmp_path, text):
+    path = tmp_path / "README.md"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="each once"):
+        readme.rewrite(path, "content")
+    assert path.read_text() == text
+
+
+def test_results_of_two_machines_share_no_table():
+    with pytest.raises(ValueError, match="different machines"):
+        readme.markdown([sample(), sample() | {"machine": MACHINE | {"threads": 1}}])
+
+
+def test_the_repositorys_readme_has_the_block():
+    text = (ROOT / "README.md").read_text()
+    assert text.count(readme.BEGIN) == text.count(readme.END) == 1
+
+
+def test_figure_of_records_without_intervals_and_with_several_panels(tmp_path):
+    plain = sample("other", peer_ms=500.0)
+    plain["ratios"]["peer"] |= {"low": None, "high": None}
+    figure.save(figure.ratios([sample(), sample(case="large", peer_ms=0.2), plain]), tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---- command line ----------------------------------------------------------------------------------------------------
+
+
+class Fake:
+    """A benchmark module of one record, or of a disagreement after it."""
+
+    QUESTION = "how fast is nothing?"
+
+    def __init__(self, name: str, *, agrees: bool = True) -> None:
+        self.name, self.agrees = name, agrees
+
+    def run(self, effort: Effort) -> Iterator[Record]:
+        yield sample(self.name, effort.scale)
+        if not self.agrees:
+            raise DisagreementError("peer: relative error is 1e+00")
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(command, "BENCHMARKS", {"good": Fake("good"), "bad": Fake("bad", agrees=False)})
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(command, "README", tmp_path / "README.md")
+    monkeypatch.setattr(machine, "facts", lambda: dict(MACHINE))
+    monkeypatch.setattr(machine, "peaks", lambda effort: {})  # noqa: ARG005
+    (tmp_path / "README.md").write_text(f"{readme.BEGIN}\n{readme.END}\n")
+    return tmp_path / "results"
+
+
+def test_results_are_written_and_go_into_the_readme(results, capsys):
+    assert command.main(["good"]) == 0
+    assert {path.name for path in results.iterdir()} == {"good.json", "good.png"}
+    assert json.loads((results / "good.json").read_text()) == json.loads(json.dumps([sample("good", "full")]))
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("good", "peer", "2.00× [1.90, 2.10]", "not installed", "Abacus"))
+    assert command.main(["--readme"]) == 0
+    assert "| full | 2.00 ms |" in command.README.read_text()
+
+
+def test_a_disagreement_stops_one_benchmark_only(results, capsys):
+    assert command.main(["bad", "good"]) == 1
+    assert "bad: results disagree, so none are written: peer: relative error" in capsys.readouterr().err
+    assert {path.name for path in results.iterdir()} == {"good.json", "good.png"}
+
+
+def test_quick_results_are_written_only_where_one_says(results, tmp_path, capsys):
+    assert command.main(["good", "--quick"]) == 0
+    assert not results.exists()
+    assert command.main(["good", "--quick", "--json", str(tmp_path / "x" / "y.json")]) == 0
+    assert {path.name for path in (tmp_path / "x").iterdir()} == {"y.json", "y.png"}
+    assert "how fast is nothing?" in capsys.readouterr().out
+
+
+def test_no_results_for_the_readme(results, capsys):
+    assert command.main(["--readme"]) == 1
+    assert f"no results in {results}. Run `python -m benchmarks`" in capsys.readouterr().err
+
+
+def test_a_readme_without_a_place_for_the_table(results, capsys):
+    command.main(["good"])
+    command.README.write_text("nothing here\n")
+    assert command.main(["--readme"]) == 1
+    assert results.exists()
+    assert "put them where the table belongs" in capsys.readouterr().err
+
+
+def test_a_busy_machine_is_mentioned(results, monkeypatch, capsys):  # noqa: ARG001
+    monkeypatch.setattr(machine, "facts", lambda: MACHINE | {"load": 3.0})
+    command.main(["good", "--quick"])
+    assert "load 3.0 on 2 processors" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["covarance"], "unknown benchmark 'covarance'. Did you mean 'covariance'?"),
+        (["--rounds", "0"], "--rounds must be at least 1; given 0"),
+        (["--threads", "-1"], "--threads must be at least 1; given -1"),
+        (["--json", "results"], "ends in .json"),
+        (["--readme", "covariance"], "give it without names"),
+        (["--quick", "--long"], "not allowed with"),
+    ],
+)
+def test_wrong_usage(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit_code:
+        command.main(arguments)
+    assert exit_code.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_and_list(capsys):
+    with pytest.raises(SystemExit) as exit_code:
+        command.main(["--help"])
+    assert exit_code.value.code == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("--quick", "benchmarks/results", "Exit code", "2.0×"))
+    assert command.main(["--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(command.BENCHMARKS)
+
+
+def test_a_real_quick_run(tmp_path):
+    """Everything from the command to the files, with the real operators."""
+    file = tmp_path / "covariance.json"
+    arguments = ["covariance", "--quick", "--rounds", "1", "--threads", "1", "--json", str(file)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    records = json.loads(file.read_text())
+    assert {record["name"] for record in records} == {"covariance full", "covariance sketch"}
+    for record in records:
+        assert set(record) == set(Record.__annotations__)
+        assert set(record["rounds"]) == {"ours", *record["peers"], *record["references"]} == set(record["quartiles_ms"])
+        assert set(record["ratios"]) == {*record["peers"], *record["references"]}
+        assert set(record["facts"]) == {"ours", *record["peers"]}
+        assert record["machine"]["threads"] == 1
+        assert set(record["percent_of_peak"]) == {"bytes_moved", "flops"}
+    assert file.with_suffix(".png").exists()
