@@ -27,9 +27,9 @@ def markdown(records: Sequence[Record]) -> str:
             f"results come from different machines or settings: {sorted(machines)}. Run `python -m benchmarks` again"
         )
     parts = [HOW_TO_READ]
-    for name, group in by_name(record for record in records if record["headline"]).items():
-        parts.append(f"**{name}**\n\n{_table(group)}")
-    parts.append(_slower(records))
+    shown = [record for record in records if record["headline"]]
+    parts += [f"**{name}**\n\n{_table(group)}" for name, group in by_name(shown).items()]
+    parts.append(_slower(shown))
     runs: dict[str, list[str]] = {}  # machine → the benchmarks that ran on it in that state
     for record in records:
         benchmarks = runs.setdefault(machine_line(record["machine"]), [])
@@ -77,9 +77,7 @@ def _slower(records: Sequence[Record]) -> str:
                 cases.append(f"{record['case']} ({interval(ratio)})")
     count = sum(len(cases) for cases in slower.values())
     compared = sum(len(record["peers"]) for record in records)
-    said = (
-        f"Of {compared} comparisons with peers, ours is slower in {count}, and {undecided} show no difference beyond "
-    )
+    said = f"Of these {compared} comparisons, ours is slower in {count}, and {undecided} show no difference beyond "
     lines = [f"- slower: {pair}: {', '.join(cases)}" for pair, cases in slower.items()]
     return "\n".join([f"{said}their interval.", *(["", *lines] if lines else [])])
 
