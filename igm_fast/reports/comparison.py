@@ -265,10 +265,11 @@ def reading_note(comparison: Mapping[str, Any], data: str) -> str:
     test = "95 % interval and paired t-test over seeds"
     if counts == [1]:
         test = "exact McNemar test on the test samples, taken as independent (one seed allows no test over seeds)"
+    tests = max(len(methods) - 1, 0)
     return (
         f"Test set, {seeds}: mean ± sample standard deviation, best mean in bold. Mean difference to "
-        f"{comparison['reference']} with {test}, Holm-adjusted for {max(len(methods) - 1, 0)} "
-        f"comparisons; 'not significant' where the adjusted p ≥ {statistics.SIGNIFICANCE}. "
+        f"{comparison['reference']} with {test}, Holm-adjusted for {tests} "
+        f"comparison{'' if tests == 1 else 's'}; 'not significant' where the adjusted p ≥ {statistics.SIGNIFICANCE}. "
         "Seeds share one data set, so p speaks of other splits and initialisations of these data, not of other data."
     )
 
