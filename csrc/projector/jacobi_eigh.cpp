@@ -64,8 +64,10 @@ bool solve(double* matrix, double* eigenvalues, double* eigenvectors, int64_t si
     }
     const double largest = std::accumulate(matrix, matrix + size * size, 0.0,
                                            [](double most, double value) { return std::max(most, std::abs(value)); });
-    // Entries below this move no eigenvalue by more than eps·‖H‖: all of them together are below eps·size·largest/size.
-    const double noise = std::numeric_limits<double>::epsilon() / static_cast<double>(size) * largest;
+    // Half an ulp of the largest entry: rotations by smaller ones are rounded away on a diagonal of that size, and
+    // where all eigenvalues are equal they would go on for ever. What is left moves no eigenvalue by more than
+    // eps·size·largest.
+    const double noise = std::numeric_limits<double>::epsilon() / 2 * largest;
     bool rotated = true;
     for (int sweep = 0; rotated && sweep < kMaxSweeps; ++sweep) {
         rotated = false;
