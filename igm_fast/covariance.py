@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from igm_fast import ops  # noqa: F401 - registers torch.ops.igm_fast
 from igm_fast.layers import conv_geometry, conv_input, in_dimension, observable_layers, weight_shape
 from igm_fast.names import nearest
+from igm_fast.ops.covariance import conv_output_size  # also registers torch.ops.igm_fast
 from igm_fast.sketch import PROBES, RANK, SMALL, Sketch, draw_test_matrix
 
 Estimator = Literal["sketch", "full", "batch_mean"]
@@ -128,7 +129,7 @@ class ActivationCovariance(Mapping[str, Tensor]):
             if sums.matrix is not None:
                 igm.conv2d_covariance(sums.matrix, x, *geometry)
             igm.conv2d_covariance_sketch(sums.image, sums.total, sums.trace, x, sums.omega, *geometry)
-            positions = _positions(x, geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation)
+            positions = x.shape[0] * math.prod(conv_output_size(x.shape, *geometry[:-1]))
         else:
             samples = x.shape[0] if x.dim() > 1 else 1
             x = self._reduced(x if x.dim() > 1 else x[None])
@@ -161,8 +162,7 @@ class ActivationCovariance(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         statistics = self._statistics(name)
-        matrix = statistics.dense() if isinstance(statistics, Sketch) else statistics
-        return matrix[0] if matrix.dim() == 3 and matrix.shape[0] == 1 else matrix
+        return _ungrouped(statistics.dense() if isinstance(statistics, Sketch) else statistics)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sums)
@@ -177,13 +177,11 @@ class ActivationCovariance(Mapping[str, Tensor]):
     def mean(self, name: str) -> Tensor:
         """Return the mean input ``[d]``, or ``[groups, d]``."""
         sums = self._filled(name)
-        mean = sums.total / sums.count
-        return mean[0] if mean.shape[0] == 1 else mean
+        return _ungrouped(sums.total / sums.count)
 
     def trace(self, name: str) -> Tensor:
         """Return tr C, exact for every estimator: a scalar, or ``[groups]``."""
-        trace = self._trace(self._filled(name))
-        return trace[0] if trace.shape[0] == 1 else trace
+        return _ungrouped(self._trace(self._filled(name)))
 
     def statistics(self) -> dict[str, Tensor | Sketch]:
         """Return what projectors are made of: a matrix ``[groups, d, d]`` or a sketch for each layer.
@@ -238,6 +236,11 @@ class ActivationCovariance(Mapping[str, Tensor]):
         return sums
 
 
+def _ungrouped(tensor: Tensor) -> Tensor:
+    """Without the dimension for groups where there is one group."""
+    return tensor[0] if tensor.shape[0] == 1 else tensor
+
+
 def _chosen(module: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Module]:
     observable = observable_layers(module)
     if names is None:
@@ -253,18 +256,3 @@ def _chosen(module: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Modu
             raise ValueError(f"ActivationCovariance: {nearest(name, parts, 'layer')}")
         in_dimension(parts[name])  # a TypeError for other kinds
     return {name: parts[name] for name in names}
-
-
-def _positions(
-    x: Tensor,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int, int, int],
-    dilation: tuple[int, int],
-) -> int:
-    """Samples times output positions of a convolution's input ``[N, C, H, W]``."""
-    positions = x.shape[0]
-    for axis, sides in enumerate((padding[2:], padding[:2])):
-        span = dilation[axis] * (kernel[axis] - 1) + 1
-        positions *= (x.shape[2 + axis] + sum(sides) - span) // stride[axis] + 1
-    return positions

@@ -97,6 +97,22 @@ def _check_written(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], d
         raise refuse(op, given, "a contiguous tensor, since it is written in place", "Use .contiguous().")
 
 
+def conv_output_size(
+    sizes: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, int]:
+    """Return output height and width for an input [N, C, H, W]; below 1 where the kernel covers more than there is."""
+    before_and_after = (padding[2] + padding[3], padding[0] + padding[1])  # padding: left, right, top, bottom
+    height, width = (
+        (sizes[2 + axis] + before_and_after[axis] - dilation[axis] * (kernel_size[axis] - 1) - 1) // stride[axis] + 1
+        for axis in (0, 1)
+    )
+    return height, width
+
+
 def _conv_patches(
     op: str,
     input: Tensor,
@@ -129,9 +145,9 @@ def _conv_patches(
             f"at least {span[0]}×{span[1]}, what kernel {tuple(kernel_size)} covers at dilation {tuple(dilation)}"
         )
         raise refuse(op, given, expected, "The layer itself refuses such an input; feed larger ones.")
-    outputs = [(padded[axis] - span[axis]) // stride[axis] + 1 for axis in (0, 1)]
+    out_height, out_width = conv_output_size(input.shape, kernel_size, stride, padding, dilation)
     dim = channels // groups * kernel_size[0] * kernel_size[1]
-    count = batch * outputs[0] * outputs[1]
+    count = batch * out_height * out_width
     return _Patches(input, kernel_size, stride, padding, dilation, groups, dim, count)
 
 
@@ -326,30 +342,22 @@ def _linear_covariance_sketch_cpu(
         _add_sketch(sketch[None], total[None], trace[None], parts, omega[None], alpha)
 
 
-def _writes_only(*_args: object, **_kwargs: object) -> None:
-    """Fake kernel of an operator that returns nothing."""
-
-
 _GEOMETRY = "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups"
 _SKETCH = "Tensor(a!) sketch, Tensor(b!) total, Tensor(c!) trace, Tensor input, Tensor omega"
 
 define(
     f"conv2d_covariance(Tensor(a!) out, Tensor input, {_GEOMETRY}, *, float alpha=1.0) -> ()",
     cpu=_conv2d_covariance_cpu,
-    fake=_writes_only,
 )
 define(
     "linear_covariance(Tensor(a!) out, Tensor input, *, float alpha=1.0) -> ()",
     cpu=_linear_covariance_cpu,
-    fake=_writes_only,
 )
 define(
     f"conv2d_covariance_sketch({_SKETCH}, {_GEOMETRY}, *, float alpha=1.0) -> ()",
     cpu=_conv2d_covariance_sketch_cpu,
-    fake=_writes_only,
 )
 define(
     f"linear_covariance_sketch({_SKETCH}, *, float alpha=1.0) -> ()",
     cpu=_linear_covariance_sketch_cpu,
-    fake=_writes_only,
 )

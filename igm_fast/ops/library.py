@@ -12,11 +12,15 @@ from torch.utils._pytree import tree_leaves
 LIBRARY = Library("igm_fast", "DEF")  # must outlive the use of the operators: torch drops them with the object
 
 
+def _writes_only(*_args: object, **_kwargs: object) -> None:
+    """Fake kernel of an operator that returns nothing."""
+
+
 def define(
     schema: str,
     *,
     cpu: Callable[..., Any],
-    fake: Callable[..., Any],
+    fake: Callable[..., Any] = _writes_only,
     cuda: Callable[..., Any] | None = None,
 ) -> None:
     """Define ``torch.ops.igm_fast.<name>`` from a schema such as ``"scale(Tensor(a!) out, float alpha) -> ()"``.
@@ -28,6 +32,7 @@ def define(
         schema: name and arguments; what is written to comes first and is marked ``(a!)``.
         cpu: implementation for CPU tensors.
         fake: shapes and dtypes of the results from those of the arguments (for torch.compile); writes nothing.
+            The default is for operators without results.
         cuda: implementation for CUDA tensors; without one such tensors get a NotImplementedError with a way out.
     """
     name = schema.split("(", 1)[0]

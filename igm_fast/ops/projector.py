@@ -11,17 +11,18 @@ from torch import Tensor
 
 from igm_fast.ops import native
 from igm_fast.ops.library import define
+from igm_fast.ops.update_checks import refuse
 
 
 def _check_matrices(op: str, matrices: Tensor) -> None:
     if matrices.dim() != 3 or matrices.shape[1] != matrices.shape[2]:
         given = f"matrices has shape {tuple(matrices.shape)}"
-        raise ValueError(f"{op}: {given}, expected [count, d, d]. Add the leading dimension with matrices[None].")
+        raise refuse(op, given, "[count, d, d]", "Add the leading dimension with matrices[None].")
     if matrices.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"{op}: matrices is {matrices.dtype}, expected float32 or float64. Convert it with .float().")
+        raise refuse(op, f"matrices is {matrices.dtype}", "float32 or float64", "Convert it with .float().")
     if not matrices.is_contiguous():
         given = f"matrices has strides {matrices.stride()}"
-        raise ValueError(f"{op}: {given}, expected a contiguous tensor. Use .contiguous().")
+        raise refuse(op, given, "a contiguous tensor", "Use .contiguous().")
 
 
 @torch.no_grad()
@@ -56,11 +57,11 @@ def _truncated_eigh_cpu(matrices: Tensor, start: Tensor, steps: int) -> tuple[Te
     count, dim, _ = matrices.shape
     if start.dim() != 3 or start.shape[:2] != (count, dim) or not 1 <= start.shape[2] <= dim:
         expected = f"({count}, {dim}, k) with 1 <= k <= {dim}"
-        raise ValueError(f"{op}: start has shape {tuple(start.shape)}, expected {expected}. Draw it with torch.randn.")
+        raise refuse(op, f"start has shape {tuple(start.shape)}", expected, "Draw it with torch.randn.")
     if start.dtype != matrices.dtype:
-        raise ValueError(f"{op}: start is {start.dtype}, expected {matrices.dtype} as matrices. Use .to(matrices).")
+        raise refuse(op, f"start is {start.dtype}", f"{matrices.dtype} as matrices", "Use .to(matrices).")
     if steps < 0:
-        raise ValueError(f"{op}: steps={steps}, expected 0 or more. Two do for most spectra.")
+        raise refuse(op, f"steps={steps}", "0 or more", "Two do for most spectra.")
     rank = start.shape[2]
     panel = start.clone(memory_format=torch.contiguous_format)
     _orthonormalize(panel)

@@ -263,34 +263,26 @@ def _projected_adamw_step_cpu(
     increment_version([*params, *exp_avgs, *exp_avg_sqs])
 
 
-def _writes_only(*_args: object, **_kwargs: object) -> None:
-    """Fake kernel of an operator that returns nothing."""
-
-
 define(
     "sam_perturb(Tensor(a!)[] params, Tensor(b!)[] backups, Tensor(c!) norm, Tensor[] grads, float rho, *, "
     'str scope="global", bool adaptive=False) -> ()',
     cpu=_sam_perturb_cpu,
     cuda=_sam_perturb_cuda,
-    fake=_writes_only,
 )
 define(
     "sam_restore(Tensor(a!)[] params, Tensor[] backups) -> ()",
     cpu=_sam_restore_cpu,
     cuda=_sam_restore_cuda,
-    fake=_writes_only,
 )
 define(
     "projected_sgd_step(Tensor(a!)[] params, Tensor(b!)[] momentum_buffers, Tensor[] backups, Tensor[] grads, "
     "Tensor[] bases, Tensor[] sigmas, float[] complements, *, float lr, float momentum=0, float dampening=0, "
     "float weight_decay=0, bool nesterov=False, bool maximize=False, bool first_step=False) -> ()",
     cpu=_projected_sgd_step_cpu,
-    fake=_writes_only,
 )
 define(
     "projected_adamw_step(Tensor(a!)[] params, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor[] backups, "
     "Tensor[] grads, Tensor[] bases, Tensor[] sigmas, float[] complements, *, int step, float lr, float beta1, "
     "float beta2, float eps, float weight_decay, bool decoupled=True, bool maximize=False) -> ()",
     cpu=_projected_adamw_step_cpu,
-    fake=_writes_only,
 )

@@ -145,6 +145,22 @@ def low_rank(
     )
 
 
+def dense(
+    route: str,
+    tau: float,
+    eigenvalues: Tensor,
+    sigma: Tensor,
+    complement: float,
+    error_bound: float,
+    matrix: Tensor,
+) -> Projector:
+    """The same for T itself, ``[groups, d, d]``."""
+    groups, dim, _ = matrix.shape
+    if groups == 1:
+        eigenvalues, sigma, matrix = eigenvalues[0], sigma[0], matrix[0]
+    return Projector(dim, groups, tau, route, eigenvalues, sigma, complement, error_bound, dense_matrix=matrix)
+
+
 def identity(route: str, tau: float, matrix: Tensor) -> Projector:
     """Return T = I, exact: what the definition becomes where λmax = λmin (no direction is sharper than another).
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from igm_fast.projector.base import Projector, rounding
+from igm_fast.projector.base import Projector, dense, rounding
 
 
 def eigh(C: Tensor, tau: float) -> Projector:
     """Return T of C ``[groups, d, d]``, dense, to rounding."""
-    groups, dim, _ = C.shape
+    dim = C.shape[1]
     eigenvalues, vectors = torch.linalg.eigh(C.double())
     smallest, largest = eigenvalues[:, :1], eigenvalues[:, -1:]
     # A spread that rounding in C can make by itself says nothing about directions: T = I there.
@@ -18,9 +18,6 @@ def eigh(C: Tensor, tau: float) -> Projector:
     spread = torch.where(largest - smallest > noise, largest - smallest, torch.inf)
     sigma = torch.exp(-tau * (eigenvalues - smallest) / spread)
     T = ((vectors * sigma[:, None, :]) @ vectors.mT).to(C.dtype)
-    eigenvalues, sigma = eigenvalues.flip(1), sigma.flip(1)
-    if groups == 1:
-        eigenvalues, sigma, T = eigenvalues[0], sigma[0], T[0]
     # LAPACK: vectors orthonormal, and exact for a matrix within ‖C‖, both to about d roundings; then T is stored.
     bound = (2 + tau) * dim * torch.finfo(torch.float64).eps + rounding(dim, C.dtype)
-    return Projector(dim, groups, tau, "eigh", eigenvalues, sigma, 1.0, bound, dense_matrix=T)
+    return dense("eigh", tau, eigenvalues.flip(1), sigma.flip(1), 1.0, bound, T)

@@ -10,7 +10,7 @@ from scipy.special import ive
 from torch import Tensor
 
 from igm_fast import ops  # noqa: F401 - registers torch.ops.igm_fast
-from igm_fast.projector.base import Projector, rounding
+from igm_fast.projector.base import Projector, dense, rounding
 
 MAX_DEGREE = 64  # τ = 16 to float64 round-off needs 30
 
@@ -33,16 +33,14 @@ def polynomial(C: Tensor, tau: float, tol: float) -> Projector | None:
         return None
     groups, dim, _ = C.shape
     matrices, bounds, ends = zip(*(one for one in made if one is not None), strict=True)
-    T = torch.stack(matrices) if groups > 1 else matrices[0]
+    T = torch.stack(matrices)
     eigenvalues = torch.tensor(ends, dtype=torch.float64, device=C.device)  # λmax, λmin
     sigma = torch.tensor([[math.exp(-tau), 1.0]] * groups, dtype=torch.float64, device=C.device)
     known = float(sigma.sum())
     others = groups * (dim - 2)
     trace = float(T.diagonal(dim1=-2, dim2=-1).double().sum())
     complement = (trace - known) / others if others else 1.0
-    if groups == 1:
-        eigenvalues, sigma = eigenvalues[0], sigma[0]
-    return Projector(dim, groups, tau, "polynomial", eigenvalues, sigma, complement, max(bounds), dense_matrix=T)
+    return dense("polynomial", tau, eigenvalues, sigma, complement, max(bounds), T)
 
 
 def _one(C: Tensor, tau: float, tol: float) -> tuple[Tensor, float, tuple[float, float]] | None:
