@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks import covariance, figure, machine, optimizer, projector, readme, table
+from benchmarks import covariance, figure, machine, optimizer, projector, readme, stage, table
 from benchmarks.agreement import DisagreementError
 from benchmarks.timing import Effort, Record
 from igm_fast.names import nearest
@@ -19,7 +20,7 @@ from igm_fast.names import nearest
 DESCRIPTION = """\
 Time igm_fast beside the code that one would use without it.
 
-  python -m benchmarks                        all of them, about five minutes on two cores
+  python -m benchmarks                        all of them, about a quarter of an hour on two cores
   python -m benchmarks covariance projector   some of them
   python -m benchmarks --quick                tiny cases in half a minute: does everything run?
   python -m benchmarks --readme               put the written results into README.md; runs nothing
@@ -31,7 +32,7 @@ milliseconds. Results go to benchmarks/results/NAME.json and NAME.png; --quick w
 Exit code: 0 done, 1 results disagree (or do not fit the README), 2 wrong usage, 130 stopped.
 """
 
-BENCHMARKS = {"covariance": covariance, "optimizer": optimizer, "projector": projector}
+BENCHMARKS = {"covariance": covariance, "optimizer": optimizer, "projector": projector, "stage": stage}
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 README = FOLDER.parent / "README.md"
@@ -94,17 +95,17 @@ def _run(names: Sequence[str], effort: Effort, file: Path | None, console: Conso
             _write(file, everything)
         elif effort.scale != "quick":
             path = RESULTS / f"{name}.json"
-            _write(path, records)
+            _write(path, records, getattr(BENCHMARKS[name], "draw", figure.ratios))
             console.print(f"Written: {path} and {path.with_suffix('.png').name}", soft_wrap=True)
     if file is not None and everything:
         console.print(f"Written: {file} and {file.with_suffix('.png').name}", soft_wrap=True)
     return 1 if failed else 0
 
 
-def _write(path: Path, records: Sequence[Record]) -> None:
+def _write(path: Path, records: Sequence[Record], draw: Callable[[Sequence[Record]], Figure] = figure.ratios) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    figure.save(figure.ratios(records), path.with_suffix(".png"))
+    figure.save(draw(records), path.with_suffix(".png"))
 
 
 def _write_readme() -> int:
@@ -140,7 +141,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     scale = parser.add_mutually_exclusive_group()
     scale.add_argument("--quick", dest="scale", action="store_const", const="quick", help="tiny cases, few rounds")
     scale.add_argument(
-        "--long", dest="scale", action="store_const", const="long", help="also d = 4608, a quarter of an hour more"
+        "--long", dest="scale", action="store_const", const="long", help="also every layer at N = 32, and slow routes"
     )
     parser.set_defaults(scale="full")
     parser.add_argument(

@@ -21,7 +21,7 @@ from benchmarks.agreement import Agree, Facts, relative_error, require
 from benchmarks.plain_sam import ForeachSAM, TextbookSAM
 from benchmarks.timing import Effort, Function, Record, compare
 from igm_fast.models import ResNet18
-from igm_fast.projector import Projector
+from igm_fast.projector import FlatExponential, Projector
 from igm_fast.sam import SAM
 
 QUESTION = "perturb and step of SAM over SGD and AdamW, with and without projectors, against plain torch versions"
@@ -187,7 +187,8 @@ def _projector(dim: int) -> Projector:
     generator = torch.Generator().manual_seed(dim)
     basis = torch.linalg.qr(torch.randn(dim, rank, generator=generator))[0].contiguous()
     eigenvalues = torch.arange(1, rank + 1, dtype=torch.float64).pow(-1.0)
-    return Projector(dim, 1, TAU, "truncated", eigenvalues, torch.exp(-TAU * eigenvalues), 0.99, 0.01, basis=basis)
+    function = FlatExponential(TAU)
+    return Projector(dim, 1, function, "truncated", eigenvalues, torch.exp(-TAU * eigenvalues), 0.99, 0.01, basis=basis)
 
 
 def _same_updates(start: list[Tensor]) -> Agree:

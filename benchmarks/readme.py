@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.table import by_name, digits, interval, machine_line
-from benchmarks.timing import Ratio, Record
+from benchmarks.table import by_name, duration, interval, machine_line
+from benchmarks.timing import OURS, Ratio, Record
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+# Columns that a benchmark adds from its facts.
+COLUMNS: dict[str, dict[str, Callable[[Record], str]]] = {
+    "covariance": {"extra memory: ours, first peer": lambda record: _memory(record)},
+    "projector": {
+        "rank": lambda record: str(record["facts"][OURS]["rank"]),
+        "certified": lambda record: f"{record['facts'][OURS]['error_bound']:.1e}",
+        "true error": lambda record: f"{record['facts'][OURS]['error']:.1e}",
+    },
+    "stage": {"statistics + decomposition": lambda record: _phases(record)},
+}
 HOW_TO_READ = (
     "Each cell: median time of the peer ÷ median time of ours, so 2.0× means ours takes half the time; in brackets a "
     "95 % bootstrap interval. *Italic* columns are references with another result (such as a bound), not competitors."
@@ -29,7 +39,7 @@ def markdown(records: Sequence[Record]) -> str:
     parts = [HOW_TO_READ]
     shown = [record for record in records if record["headline"]]
     parts += [f"**{name}**\n\n{_table(group)}" for name, group in by_name(shown).items()]
-    parts.append(_slower(shown))
+    parts.append(_slower(records))
     runs: dict[str, list[str]] = {}  # machine → the benchmarks that ran on it in that state
     for record in records:
         benchmarks = runs.setdefault(machine_line(record["machine"]), [])
@@ -56,30 +66,54 @@ def rewrite(path: Path, content: str) -> None:
 def _table(group: Sequence[Record]) -> str:
     peers = list(dict.fromkeys(peer for record in group for peer in record["peers"]))
     references = list(dict.fromkeys(reference for record in group for reference in record["references"]))
-    titles = ["case", "ours", *peers, *(f"*{reference}*" for reference in references)]
+    columns = COLUMNS.get(group[0]["name"].split()[0], {})
+    titles = ["case", "ours", *peers, *(f"*{reference}*" for reference in references), *columns]
     rows = [titles, ["---", *["---:"] * (len(titles) - 1)]]
     for record in group:
         cells = [interval(record["ratios"][name]) if name in record["ratios"] else "" for name in (*peers, *references)]
-        rows.append([record["case"], f"{digits(record['ours_ms'])} ms", *cells])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        said = [column(record) for column in columns.values()]
+        rows.append([record["case"], duration(record["ours_ms"]), *cells, *said])
+    # A column of which no record has anything says nothing.
+    used = [any(row[place] for row in rows[2:]) for place in range(len(titles))]
+    return "\n".join(f"| {' | '.join(cell for cell, keep in zip(row, used, strict=True) if keep)} |" for row in rows)
+
+
+def _memory(record: Record) -> str:
+    first = next(iter(record["peers"]))
+    megabytes = [record["facts"][name].get("peak_bytes") for name in (OURS, first)]
+    return ", ".join("–" if size is None else f"{float(size) / 1e6:.1f} MB" for size in megabytes)
+
+
+def _phases(record: Record) -> str:
+    facts = record["facts"][OURS]
+    if "statistics_ms" not in facts:
+        return ""
+    return f"{duration(float(facts['statistics_ms']))} + {duration(float(facts['decomposition_ms']))}"
 
 
 def _slower(records: Sequence[Record]) -> str:
-    slower: dict[str, list[str]] = {}
-    undecided = 0
+    """All comparisons in the files count, also those of which there is no row above."""
+    pairs: dict[str, list[tuple[Ratio, str]]] = {}
     for record in records:
         for peer in record["peers"]:
-            ratio = record["ratios"][peer]
-            if _is_undecided(ratio):
-                undecided += 1
-            elif ratio["ratio"] < 1:
-                cases = slower.setdefault(f"{record['name']} than {peer}", [])
-                cases.append(f"{record['case']} ({interval(ratio)})")
-    count = sum(len(cases) for cases in slower.values())
-    compared = sum(len(record["peers"]) for record in records)
-    said = f"Of these {compared} comparisons, ours is slower in {count}, and {undecided} show no difference beyond "
-    lines = [f"- slower: {pair}: {', '.join(cases)}" for pair, cases in slower.items()]
-    return "\n".join([f"{said}their interval.", *(["", *lines] if lines else [])])
+            pairs.setdefault(f"{record['name']} than {peer}", []).append((record["ratios"][peer], record["case"]))
+    compared = [ratio for cases in pairs.values() for ratio, _ in cases]
+    count = sum(_is_slower(ratio) for ratio in compared)
+    said = (
+        f"Of all {len(compared)} comparisons in benchmarks/results, ours is slower in {count}, and "
+        f"{sum(map(_is_undecided, compared))} show no difference beyond their interval."
+    )
+    lines = [said]
+    for pair, cases in pairs.items():
+        slower = [(ratio, case) for ratio, case in cases if _is_slower(ratio)]
+        if slower:
+            ratio, case = min(slower, key=lambda item: item[0]["ratio"])
+            lines.append(f"- slower: {pair}: {len(slower)} of {len(cases)}, at worst {interval(ratio)} at {case}")
+    return "\n".join([lines[0], *(["", *lines[1:]] if lines[1:] else [])])
+
+
+def _is_slower(ratio: Ratio) -> bool:
+    return ratio["ratio"] < 1 and not _is_undecided(ratio)
 
 
 def _is_undecided(ratio: Ratio) -> bool:

@@ -60,6 +60,11 @@ def digits(value: float) -> str:
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
 
+def duration(ms: float) -> str:
+    """Return such as ``0.446 ms``, ``49.7 ms`` and ``1.06 s``."""
+    return f"{digits(ms)} ms" if ms < 999.5 else f"{digits(ms / 1e3)} s"
+
+
 def machine_line(machine: Mapping[str, Any]) -> str:
     """Return what a reader needs to know of the machine."""
     return (

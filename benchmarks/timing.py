@@ -3,7 +3,7 @@
 Every function is timed once per round. The order is drawn anew for each pair of rounds and reversed in its second one
 (A B B A), so that neither a slow drift of the machine nor a favourite predecessor in the caches helps anyone. A sample
 is one call, or as many calls as fill a millisecond: work of milliseconds starts from the caches that another function
-left, as in training; work of microseconds is warm.
+left, as in training; work of microseconds is warm. The first call, which is checked, also shows the peak of its memory.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.agreement import Agree, Facts
+from benchmarks.memory import Peak
 
 Function = Callable[[], object]
 Clock = Callable[[], int]  # nanoseconds
@@ -26,9 +27,10 @@ Clock = Callable[[], int]  # nanoseconds
 OURS = "ours"
 CONFIDENCE = 0.95
 # A median of fewer samples has no interval worth printing.
-LEAST_ROUNDS = 5
+LEAST_ROUNDS = 7
 _SAMPLE_MS = 1.0
 _MOST_CALLS = 1000
+_BRIEF_MS = 200.0
 _RESAMPLES = 4000
 _SEED = 0
 
@@ -49,7 +51,10 @@ class Effort:
 
 
 class Ratio(TypedDict):
-    """Median of another function ÷ median of ours (above 1: ours is faster), with a bootstrap interval."""
+    """Median of another function ÷ median of ours (above 1: ours is faster), with a bootstrap interval.
+
+    Either of fewer than seven samples has no interval.
+    """
 
     ratio: float
     low: float | None
@@ -106,6 +111,9 @@ def compare(
     references: Mapping[str, Function] | None = None,
     unavailable: Mapping[str, str] | None = None,
     headlines: Sequence[str] | None = None,
+    beside: Mapping[str, Sequence[str]] | None = None,
+    few: Mapping[str, int] | None = None,
+    rest_s: float = 0.0,
     bytes_moved: int | None = None,
     flops: int | None = None,
     clock: Clock = time.perf_counter_ns,
@@ -122,6 +130,12 @@ def compare(
         references: name → function whose result is another one, such as a lower bound; timed, not checked.
         unavailable: peers that cannot run here, and why.
         headlines: those of ours that the README shows (default: all).
+        beside: name of ours → the peers and references in its record (default: all of them). Functions that several
+            records share are so measured once.
+        few: functions too slow for seven rounds → how many they make, the checked call among them.
+        rest_s: seconds of rest before every sample, where peers have threads of their own (scipy's OpenBLAS), which go
+            on spinning after a call and would take the processors from the next one. Threads that rested are slow to
+            wake, so that brief functions then make a call that is not timed.
         bytes_moved: compulsory memory traffic of one call of ours.
         flops: arithmetic of one call of ours.
         clock: nanoseconds; tests give their own.
@@ -134,18 +148,23 @@ def compare(
     functions = {**compared, **references}
     if len(functions) != len(ours) + len(peers) + len(references):
         raise ValueError(f"{case}: a name stands twice in {[*ours, *peers, *references]}; give each function its own")
-    estimates, results = {}, {}
+    estimates, results, memory = {}, {}, dict[str, Facts]()
     for name, function in functions.items():
-        began = clock()
-        results[name] = function()
-        estimates[name] = (clock() - began) / 1e6
+        time.sleep(rest_s)
+        with Peak() as peak:
+            began = clock()
+            results[name] = function()
+            estimates[name] = (clock() - began) / 1e6
+        memory[name] = {} if peak.bytes is None else {"peak_bytes": peak.bytes}
     facts = agree({name: results[name] for name in compared})
+    facts = {name: {**memory[name], **said} for name, said in facts.items()}
     del results
-    samples = _measure(functions, estimates, effort, clock)
+    samples = _measure(functions, estimates, effort, clock, few or {}, rest_s)
 
     records = []
     for name in ours:
-        others = {other: samples[other] for other in (*peers, *references)}
+        shown_beside = (*peers, *references) if beside is None else beside[name]
+        others = {other: samples[other] for other in shown_beside}
         shown = {OURS: samples[name], **others}
         records.append(
             Record(
@@ -153,13 +172,13 @@ def compare(
                 case=case,
                 headline=headlines is None or name in headlines,
                 ours_ms=samples[name].median,
-                peers={peer: samples[peer].median for peer in peers},
-                references={reference: samples[reference].median for reference in references},
+                peers={other: value.median for other, value in others.items() if other in peers},
+                references={other: value.median for other, value in others.items() if other in references},
                 quartiles_ms={key: value.quartiles for key, value in shown.items()},
                 ratios={other: _ratio(value, samples[name]) for other, value in others.items()},
                 rounds={key: value.ms.size for key, value in shown.items()},
                 calls_per_sample={key: value.calls for key, value in shown.items()},
-                facts=_facts_beside(facts, name, peers),
+                facts=_facts_beside(facts, name, [peer for peer in peers if peer in others]),
                 unavailable=dict(unavailable or {}),
                 bytes_moved=bytes_moved,
                 flops=flops,
@@ -180,7 +199,7 @@ def schedule(rounds: Mapping[str, int], generator: np.random.Generator) -> Itera
 
 
 def ratio_interval(other: NDArray[np.float64], ours: NDArray[np.float64]) -> tuple[float, float] | None:
-    """Return the bootstrap percentile interval of median(other) / median(ours); None for fewer than five samples."""
+    """Return the bootstrap percentile interval of median(other) / median(ours); None for fewer than seven samples."""
     if min(other.size, ours.size) < LEAST_ROUNDS:
         return None
     generator = np.random.default_rng(_SEED)
@@ -196,23 +215,36 @@ def _share(index: int, rounds: int, total: int) -> int:
 
 
 def _measure(
-    functions: Mapping[str, Function], estimates: Mapping[str, float], effort: Effort, clock: Clock
+    functions: Mapping[str, Function],
+    estimates: Mapping[str, float],
+    effort: Effort,
+    clock: Clock,
+    few: Mapping[str, int],
+    rest_s: float,
 ) -> dict[str, Samples]:
     calls, rounds = {}, {}
+    samples: dict[str, list[float]] = {name: [] for name in functions}
     for name, function in functions.items():
         estimate = estimates[name]
+        if name in few:
+            calls[name], rounds[name], samples[name] = 1, min(few[name], effort.rounds) - 1, [estimate]
+            continue
         if estimate < 1e3 * effort.budget_s / LEAST_ROUNDS:  # the first call also paid for set-up: warm up, look again
+            time.sleep(rest_s)
             estimate = _time(function, 1, clock)
         calls[name] = min(_MOST_CALLS, math.ceil(_SAMPLE_MS / max(estimate, _SAMPLE_MS / _MOST_CALLS)))
         affordable = int(1e3 * effort.budget_s / max(estimate * calls[name], 1e-6))
         rounds[name] = min(effort.rounds, max(LEAST_ROUNDS, affordable))
-    samples: dict[str, list[float]] = {name: [] for name in functions}
     collects = gc.isenabled()
     gc.collect()
     gc.disable()  # a collection in the middle would be charged to whoever happens to run
     try:
         for names in schedule(rounds, np.random.default_rng(_SEED)):
             for name in names:
+                if rest_s:
+                    time.sleep(rest_s)
+                    if estimates[name] < _BRIEF_MS:
+                        functions[name]()
                 samples[name].append(_time(functions[name], calls[name], clock))
     finally:
         if collects:
@@ -232,6 +264,6 @@ def _ratio(other: Samples, ours: Samples) -> Ratio:
     return Ratio(ratio=other.median / ours.median, low=low, high=high)
 
 
-def _facts_beside(facts: Mapping[str, Facts], name: str, peers: Mapping[str, Function]) -> dict[str, dict[str, Any]]:
+def _facts_beside(facts: Mapping[str, Facts], name: str, peers: Sequence[str]) -> dict[str, dict[str, Any]]:
     chosen = {OURS: name, **{peer: peer for peer in peers}}
     return {key: dict(facts[source]) for key, source in chosen.items() if source in facts}

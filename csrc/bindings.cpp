@@ -12,11 +12,14 @@
 
 #include "common/dtype.hpp"
 #include "common/isa.hpp"
+#include "covariance/lag_blocks.hpp"
 #include "covariance/mirror.hpp"
 #include "covariance/pack_patches.hpp"
+#include "covariance/sketch.hpp"
+#include "covariance/window_moments.hpp"
 #include "projector/inspect_symmetric.hpp"
-#include "projector/jacobi_eigh.hpp"
 #include "projector/panel_qr.hpp"
+#include "projector/tall_product.hpp"
 #include "update/panel_product.hpp"
 #include "update/perturb.hpp"
 #include "update/perturb_plan.hpp"
@@ -69,14 +72,14 @@ void bind_common(py::module_& m) {
 }
 
 // ---- covariance --------------------------------------------------------------------------------------------------
-using TwoSizes = std::array<int64_t, 2>;
-using FourSizes = std::array<int64_t, 4>;
+template <int kCount>
+using Sizes = std::array<int64_t, kCount>;
 
 void bind_covariance(py::module_& m) {
     m.def(
         "pack_patches",
-        [](uintptr_t input, int input_dtype, FourSizes sizes, FourSizes strides, TwoSizes kernel, TwoSizes stride,
-           FourSizes padding, TwoSizes dilation, int64_t first, int64_t count, uintptr_t tile, int tile_dtype,
+        [](uintptr_t input, int input_dtype, Sizes<5> sizes, Sizes<5> strides, Sizes<3> kernel, Sizes<3> stride,
+           Sizes<6> padding, Sizes<3> dilation, int64_t first, int64_t count, uintptr_t tile, int tile_dtype,
            int threads) {
             igm::pack_patches(
                 {reinterpret_cast<const void*>(input), static_cast<igm::DType>(input_dtype), sizes, strides},
@@ -92,9 +95,42 @@ void bind_covariance(py::module_& m) {
         },
         ReleaseGil());
     m.def(
+        "add_lag_blocks",
+        [](uintptr_t out, uintptr_t products, int dtype, int64_t channels, int64_t taps, int64_t terms, uintptr_t first,
+           uintptr_t code, uintptr_t weight, double alpha, int threads) {
+            igm::add_lag_blocks(reinterpret_cast<void*>(out), reinterpret_cast<const void*>(products),
+                                static_cast<igm::DType>(dtype), channels, taps, terms,
+                                {reinterpret_cast<const int64_t*>(first), reinterpret_cast<const int64_t*>(code),
+                                 reinterpret_cast<const double*>(weight)},
+                                alpha, threads);
+        },
+        ReleaseGil());
+    m.def(
         "mirror_lower",
         [](uintptr_t data, int dtype, int64_t matrices, int64_t size, int threads) {
             igm::mirror_lower(reinterpret_cast<void*>(data), static_cast<igm::DType>(dtype), matrices, size, threads);
+        },
+        ReleaseGil());
+    m.def(
+        "add_conv_sketch",
+        [](uintptr_t input, int input_dtype, Sizes<5> sizes, Sizes<5> strides, Sizes<3> kernel, Sizes<3> stride,
+           Sizes<6> padding, Sizes<3> dilation, int64_t groups, uintptr_t omega, uintptr_t sketch, int sums,
+           int64_t columns, bool winograd, double alpha, int threads) {
+            igm::add_conv_sketch(
+                {reinterpret_cast<const void*>(input), static_cast<igm::DType>(input_dtype), sizes, strides},
+                {kernel, stride, padding, dilation}, groups, reinterpret_cast<const void*>(omega),
+                reinterpret_cast<void*>(sketch), static_cast<igm::DType>(sums), columns, winograd, alpha, threads);
+        },
+        ReleaseGil());
+    m.def(
+        "add_window_moments",
+        [](uintptr_t input, int input_dtype, Sizes<5> sizes, Sizes<5> strides, Sizes<3> kernel, Sizes<3> stride,
+           Sizes<6> padding, Sizes<3> dilation, int64_t groups, uintptr_t total, uintptr_t trace, int sums,
+           double alpha, int threads) {
+            igm::add_window_moments(
+                {reinterpret_cast<const void*>(input), static_cast<igm::DType>(input_dtype), sizes, strides},
+                {kernel, stride, padding, dilation}, groups, reinterpret_cast<void*>(total),
+                reinterpret_cast<void*>(trace), static_cast<igm::DType>(sums), alpha, threads);
         },
         ReleaseGil());
 }
@@ -104,12 +140,22 @@ void bind_projector(py::module_& m) {
     m.def(
         "inspect_symmetric",
         [](uintptr_t data, int dtype, int64_t count, int64_t size, int threads) {
-            std::vector<std::tuple<int64_t, double, double>> result;
+            std::vector<std::array<double, 5>> result;
             for (const igm::SymmetricFacts& facts : igm::inspect_symmetric(
                      reinterpret_cast<const void*>(data), static_cast<igm::DType>(dtype), count, size, threads)) {
-                result.emplace_back(facts.non_finite, facts.largest, facts.asymmetry);
+                result.push_back({static_cast<double>(facts.non_finite), facts.asymmetry, facts.norm, facts.trace,
+                                  facts.least_diagonal});
             }
             return result;
+        },
+        ReleaseGil());
+    m.def(
+        "tall_product",
+        [](uintptr_t matrices, uintptr_t panels, uintptr_t products, int dtype, int64_t count, int64_t size,
+           int64_t columns, int threads) {
+            igm::tall_product(reinterpret_cast<const void*>(matrices), reinterpret_cast<const void*>(panels),
+                              reinterpret_cast<void*>(products), static_cast<igm::DType>(dtype), count, size, columns,
+                              threads);
         },
         ReleaseGil());
     m.def(
@@ -117,14 +163,6 @@ void bind_projector(py::module_& m) {
         [](uintptr_t panels, int dtype, int64_t count, int64_t rows, int64_t columns, int threads) {
             igm::panel_qr(reinterpret_cast<void*>(panels), static_cast<igm::DType>(dtype), count, rows, columns,
                           threads);
-        },
-        ReleaseGil());
-    m.def(
-        "jacobi_eigh",
-        [](uintptr_t matrices, uintptr_t eigenvalues, uintptr_t eigenvectors, int64_t count, int64_t size,
-           int threads) {
-            igm::jacobi_eigh(reinterpret_cast<double*>(matrices), reinterpret_cast<double*>(eigenvalues),
-                             reinterpret_cast<double*>(eigenvectors), count, size, threads);
         },
         ReleaseGil());
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,10 +13,16 @@ from torch.utils.hooks import RemovableHandle
 
 from igm_fast.layers import conv_geometry, conv_input, in_dimension, observable_layers, weight_shape
 from igm_fast.names import nearest
-from igm_fast.ops.covariance import conv_output_size  # also registers torch.ops.igm_fast
-from igm_fast.sketch import PROBES, RANK, SMALL, Sketch, draw_test_matrix
+from igm_fast.ops.patches import conv_patches  # also registers torch.ops.igm_fast
+from igm_fast.sketch import PROBES, SMALL, Sketch, draw_test_matrix
 
 Estimator = Literal["sketch", "full", "batch_mean"]
+
+# The overloads themselves: finding them costs as much as what else happens in Python for a layer.
+_igm = torch.ops.igm_fast
+_LINEAR, _LINEAR_SKETCH = _igm.linear_covariance.default, _igm.linear_covariance_sketch.default
+_CONV = {2: _igm.conv2d_covariance.default, 3: _igm.conv3d_covariance.default}
+_CONV_SKETCH = {2: _igm.conv2d_covariance_sketch.default, 3: _igm.conv3d_covariance_sketch.default}
 
 
 @dataclass
@@ -34,7 +39,7 @@ class _Sums:
 
 
 class ActivationCovariance(Mapping[str, Tensor]):
-    """Second moments C = (1/n) Σ u uᵀ of what enters each Linear, Conv1d and Conv2d of a module.
+    """Second moments C = (1/n) Σ u uᵀ of what enters each Linear and convolution of a module.
 
     u is the row of a linear layer's input, or a convolution's zero-padded patch, ordered (channel, row, column) as by
     ``torch.nn.functional.unfold``; n counts samples times output positions. With groups each has its own C, and shapes
@@ -50,8 +55,10 @@ class ActivationCovariance(Mapping[str, Tensor]):
 
     Estimators:
 
-    - ``"sketch"``: Y = C[Ω G] with 64 orthonormal and 10 probe columns, never a d×d matrix; ``[name]`` forms its
+    - ``"sketch"``: Y = C[Ω G] with 64 orthonormal and 16 probe columns, never a d×d matrix; ``[name]`` forms its
       low-rank approximation Ĉ ⪯ C when asked. Layers with d ≤ 256 keep the exact matrix, which costs no more.
+      A second pass over the data, or a pass over similar data, makes Ĉ more accurate if it starts where the first one
+      ended: ``ActivationCovariance(encoder, start=covariance)``.
     - ``"full"``: the exact matrix, O(d²) memory per layer.
     - ``"batch_mean"``: the exact matrix of the batch's mean input, as the authors' code has it.
 
@@ -61,10 +68,14 @@ class ActivationCovariance(Mapping[str, Tensor]):
         centered: subtract the mean: covariance instead of second moment.
         layers: names of the layers to observe; None: all that can be.
         seed: of Ω and G, which also depend on the layer's name.
+        start: for ``"sketch"``: an earlier sketch of these layers, or orthonormal bases by name (``[d, r]``, or
+            ``[groups, d, r]``; those of projectors, say). They become Ω, completed by new columns; probes are new.
+            Layers without one start afresh. With a process group, the first process's Ω is everybody's.
 
     Raises:
-        ValueError: an unknown estimator or layer, a layer without weights yet, no layer at all.
-        TypeError: a layer that is no Linear, Conv1d or Conv2d.
+        ValueError: an unknown estimator or layer, a layer without weights yet, no layer at all, a start that does not
+            fit.
+        TypeError: a layer that is no Linear, Conv1d, Conv2d or Conv3d.
     """
 
     def __init__(
@@ -75,13 +86,26 @@ class ActivationCovariance(Mapping[str, Tensor]):
         centered: bool = False,
         layers: Sequence[str] | None = None,
         seed: int = 0,
+        start: ActivationCovariance | Mapping[str, Tensor] | None = None,
     ) -> None:
         if estimator not in get_args(Estimator):
             raise ValueError(f"ActivationCovariance: {nearest(estimator, get_args(Estimator), 'estimator')}")
+        if start is not None and estimator != "sketch":
+            raise ValueError(
+                f"ActivationCovariance: start given with estimator {estimator!r}, expected 'sketch': an exact matrix "
+                "has nothing to start from. Leave it out"
+            )
         self.estimator = estimator
         self.centered = centered
         self._layers = _chosen(module, layers)
-        self._sums = {name: self._empty_sums(name, layer, seed) for name, layer in self._layers.items()}
+        bases = start._bases() if isinstance(start, ActivationCovariance) else start or {}
+        self._sums = {
+            name: self._empty_sums(name, layer, seed, bases.get(name)) for name, layer in self._layers.items()
+        }
+        if start is not None and _distributed():  # the same numbers may have other last bits on another machine
+            for sums in self._sums.values():
+                if sums.omega.numel():
+                    torch.distributed.broadcast(sums.omega, src=0)
         self._handles: list[RemovableHandle] = []
 
     # ---- observing ---------------------------------------------------------------------------------------------------
@@ -105,7 +129,7 @@ class ActivationCovariance(Mapping[str, Tensor]):
 
         return observe
 
-    def _empty_sums(self, name: str, layer: nn.Module, seed: int) -> _Sums:
+    def _empty_sums(self, name: str, layer: nn.Module, seed: int, start: Tensor | None) -> _Sums:
         groups, dim = in_dimension(layer)
         weight = layer.weight
         assert isinstance(weight, Tensor)
@@ -114,29 +138,46 @@ class ActivationCovariance(Mapping[str, Tensor]):
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(groups, *shape, dtype=dtype, device=weight.device)
 
-        exact = self.estimator != "sketch" or dim <= SMALL
-        omega = zeros(dim, 0) if exact else draw_test_matrix(name, groups, dim, RANK, PROBES, seed).to(weight.device)
-        matrix = zeros(dim, dim) if exact else None
-        return _Sums(zeros(dim), zeros(), matrix, zeros(dim, omega.shape[2]), omega.to(dtype))
+        if self.estimator != "sketch" or dim <= SMALL:
+            return _Sums(zeros(dim), zeros(), zeros(dim, dim), zeros(dim, 0), zeros(dim, 0))
+        taps = weight[0, 0].numel()
+        basis = None if start is None else _start(name, start, groups, dim)
+        omega = draw_test_matrix(name, groups, dim // taps, taps, seed=seed, start=basis)
+        return _Sums(zeros(dim), zeros(), None, zeros(dim, omega.shape[2]), omega.to(weight.device, dtype))
+
+    def _bases(self) -> dict[str, Tensor]:
+        """Eigenvectors [groups, d, r] of each sketched layer's Ĉ, as far as it has any rank."""
+        if self.estimator != "sketch":
+            raise ValueError(
+                f"ActivationCovariance: start has the estimator {self.estimator!r}, expected 'sketch'. Give "
+                "orthonormal bases by name, or leave it out"
+            )
+        bases = {}
+        for name, statistics in self.statistics().items():
+            if isinstance(statistics, Sketch):
+                eigenvalues, vectors = statistics.eigh()
+                above_rounding = eigenvalues > torch.finfo(statistics.image.dtype).eps * eigenvalues[:, :1]
+                bases[name] = vectors[:, :, : int(above_rounding.sum(dim=1).max())]
+        return bases
 
     def _add(self, sums: _Sums, layer: nn.Module, x: Tensor) -> None:
         """Add one input. The sketch operator without columns gives mean and trace where the matrix is kept."""
-        igm = torch.ops.igm_fast
-        if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
-            x, geometry = conv_input(layer, x), conv_geometry(layer)
-            samples = x.shape[0]
-            x = self._reduced(x)
+        if isinstance(layer, nn.Linear):
+            x = x if x.dim() > 1 else x[None]
+            samples, x = x.shape[0], self._reduced(x)
             if sums.matrix is not None:
-                igm.conv2d_covariance(sums.matrix, x, *geometry)
-            igm.conv2d_covariance_sketch(sums.image, sums.total, sums.trace, x, sums.omega, *geometry)
-            positions = x.shape[0] * math.prod(conv_output_size(x.shape, *geometry[:-1]))
-        else:
-            samples = x.shape[0] if x.dim() > 1 else 1
-            x = self._reduced(x if x.dim() > 1 else x[None])
-            if sums.matrix is not None:
-                igm.linear_covariance(sums.matrix[0], x)
-            igm.linear_covariance_sketch(sums.image[0], sums.total[0], sums.trace[0], x, sums.omega[0])
+                _LINEAR(sums.matrix[0], x)
+            _LINEAR_SKETCH(sums.image[0], sums.total[0], sums.trace[0], x, sums.omega[0])
             positions = x.numel() // max(x.shape[-1], 1)
+        else:
+            assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+            x, geometry = conv_input(layer, x), conv_geometry(layer)
+            samples, x = x.shape[0], self._reduced(x)
+            axes = x.dim() - 2
+            if sums.matrix is not None:
+                _CONV[axes](sums.matrix, x, *geometry)
+            _CONV_SKETCH[axes](sums.image, sums.total, sums.trace, x, sums.omega, *geometry)
+            positions = conv_patches("ActivationCovariance", axes, x, *geometry).count
         if samples:
             sums.count += positions
             sums.batches += 1
@@ -145,11 +186,11 @@ class ActivationCovariance(Mapping[str, Tensor]):
         return x.mean(dim=0, keepdim=True) if self.estimator == "batch_mean" and x.shape[0] else x
 
     def all_reduce(self) -> None:
-        """Add up the sums of all processes of the default group, O(d·74) numbers per layer of a sketch.
+        """Add up the sums of all processes of the default group, O(d·80) numbers per layer of a sketch.
 
         Afterwards every process has the statistics of all data. Without an initialised process group nothing happens.
         """
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not _distributed():
             return
         for sums in self._sums.values():
             numbers = torch.tensor([sums.count, sums.batches], dtype=torch.float64, device=sums.total.device)
@@ -236,6 +277,30 @@ class ActivationCovariance(Mapping[str, Tensor]):
         return sums
 
 
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _start(name: str, basis: Tensor, groups: int, dim: int) -> Tensor:
+    """The basis as [groups, d, r], if it is one for this layer."""
+    grouped = basis[None] if basis.dim() == 2 else basis
+    if grouped.dim() != 3 or grouped.shape[:2] != (groups, dim):
+        expected = f"[{dim}, r]" if groups == 1 else f"[{groups}, {dim}, r]"
+        raise ValueError(
+            f"ActivationCovariance: start for layer {name!r} has shape {tuple(basis.shape)}, expected {expected}. Give "
+            "statistics or bases of the same layers, or leave this one out"
+        )
+    grouped = grouped.detach().double()
+    identity = torch.eye(grouped.shape[2], dtype=torch.float64, device=grouped.device)
+    error = float((grouped.mT @ grouped - identity).abs().max()) if grouped.numel() else 0.0
+    if not error <= 1e-3:  # also NaN
+        raise ValueError(
+            f"ActivationCovariance: start for layer {name!r} has columns whose inner products are {error:.1e} off, "
+            "expected orthonormal ones. Use those of torch.linalg.qr"
+        )
+    return grouped
+
+
 def _ungrouped(tensor: Tensor) -> Tensor:
     """Without the dimension for groups where there is one group."""
     return tensor[0] if tensor.shape[0] == 1 else tensor
@@ -246,8 +311,8 @@ def _chosen(module: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Modu
     if names is None:
         if not observable:
             raise ValueError(
-                f"ActivationCovariance: {type(module).__name__} has no Linear, Conv1d or Conv2d, expected at least one."
-                " Other layers have no input covariance here"
+                f"ActivationCovariance: {type(module).__name__} has no Linear and no Conv1d to Conv3d, expected at "
+                "least one. Other layers have no input covariance here"
             )
         return observable
     parts = dict(module.named_modules())

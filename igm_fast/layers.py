@@ -16,24 +16,25 @@ if TYPE_CHECKING:
     from igm_fast.projector import Projector
 
 MatchRule = Literal["name", "shape", "in_features"]
-OBSERVABLE = (nn.Linear, nn.Conv1d, nn.Conv2d)
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+OBSERVABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Geometry(NamedTuple):
     """A convolution's patches, in the order in which ``torch.ops.igm_fast.conv2d_covariance`` takes them.
 
-    Sequences are images of height 1.
+    Two axes (height, width), or three for a Conv3d; sequences are images of height 1.
     """
 
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int, int, int]  # left, right, top, bottom
-    dilation: tuple[int, int]
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]  # left, right, top, bottom[, front, back]
+    dilation: tuple[int, ...]
     groups: int
 
 
 def observable_layers(module: nn.Module) -> dict[str, nn.Module]:
-    """Return the Linear, Conv1d and Conv2d layers inside a module by name; the module itself has the name ``""``."""
+    """Return the Linear and Conv1d to Conv3d layers inside a module by name; the module itself has the name ``""``."""
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, OBSERVABLE)}
 
 
@@ -43,40 +44,43 @@ def in_dimension(layer: nn.Module) -> tuple[int, int]:
     d is in_features, or C/groups·kernel size of a convolution. With groups, each has a covariance of its own.
 
     Raises:
-        TypeError: no Linear, Conv1d or Conv2d.
+        TypeError: no Linear, Conv1d, Conv2d or Conv3d.
         ValueError: a lazy layer that has not seen an input yet.
     """
     if not isinstance(layer, OBSERVABLE):
-        raise TypeError(f"{type(layer).__name__} has no input covariance; expected Linear, Conv1d or Conv2d")
+        way_out = ""
+        if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+            way_out = ": the weight of a transposed convolution meets single inputs, not patches of them. Leave it out"
+        raise TypeError(
+            f"{type(layer).__name__} has no input covariance; expected Linear, Conv1d, Conv2d or Conv3d{way_out}"
+        )
     if isinstance(layer.weight, nn.UninitializedParameter):
         raise ValueError(f"{type(layer).__name__} has no weight yet; run one forward pass first")
     groups = 1 if isinstance(layer, nn.Linear) else layer.groups
     return groups, layer.weight[0].numel()
 
 
-def conv_geometry(layer: nn.Conv1d | nn.Conv2d) -> Geometry:
+def conv_geometry(layer: Convolution) -> Geometry:
     """Return the geometry of a convolution's patches, for inputs as :func:`conv_input` returns them."""
     axes = len(layer.kernel_size)
-
-    def two(values: tuple[int, ...]) -> tuple[int, int]:
-        return (values[0], values[1]) if axes == 2 else (1, values[0])
-
+    flat = (1,) if axes == 1 else ()
     sides = _sides(layer) if layer.padding_mode == "zeros" else [0] * (2 * axes)
-    left, right, top, bottom = (*sides, 0, 0)[:4]
-    stride, dilation = two(layer.stride), two(layer.dilation)
-    return Geometry(two(layer.kernel_size), stride, (left, right, top, bottom), dilation, layer.groups)
+    padding = (*sides, 0, 0) if axes == 1 else tuple(sides)
+    return Geometry(
+        (*flat, *layer.kernel_size), (*flat, *layer.stride), padding, (*flat, *layer.dilation), layer.groups
+    )
 
 
-def conv_input(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
-    """Return what a convolution reads as ``[N, C, H, W]``, padded already unless it pads with zeros."""
+def conv_input(layer: Convolution, x: Tensor) -> Tensor:
+    """Return what a convolution reads as ``[N, C, (D,) H, W]``, padded already unless it pads with zeros."""
     if x.dim() == 1 + len(layer.kernel_size):  # one sample without a batch dimension
         x = x[None]
     if layer.padding_mode != "zeros":
         x = nn.functional.pad(x, _sides(layer), mode=layer.padding_mode)
-    return x if x.dim() == 4 else x.unsqueeze(2)
+    return x if x.dim() > 3 else x.unsqueeze(2)
 
 
-def _sides(layer: nn.Conv1d | nn.Conv2d) -> list[int]:
+def _sides(layer: Convolution) -> list[int]:
     """Padding as ``torch.nn.functional.pad`` orders it: last axis first, before and after."""
     sides: list[int] = []
     for axis in reversed(range(len(layer.kernel_size))):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 
 # ---- update: SAM and projected steps ---------------------------------------------------------------------------------
@@ -130,17 +133,18 @@ def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
 def conv_patches(
     x: np.ndarray, kernel_size: tuple, stride: tuple, padding: tuple, dilation: tuple, groups: int
 ) -> np.ndarray:
-    """What each output position of a convolution sees: [positions, groups, d] from x [N, C, H, W]."""
-    left, right, top, bottom = padding
-    padded = np.pad(x, [(0, 0), (0, 0), (top, bottom), (left, right)])
-    span = [dilation[axis] * (kernel_size[axis] - 1) + 1 for axis in (0, 1)]
-    patches = [
-        padded[n, :, y : y + span[0] : dilation[0], x0 : x0 + span[1] : dilation[1]].reshape(groups, -1)
-        for n in range(padded.shape[0])
-        for y in range(0, padded.shape[2] - span[0] + 1, stride[0])
-        for x0 in range(0, padded.shape[3] - span[1] + 1, stride[1])
-    ]
-    return np.array(patches).reshape(len(patches), groups, x.shape[1] // groups * kernel_size[0] * kernel_size[1])
+    """What each output position of a convolution sees: [positions, groups, d] from x [N, C, (D,) H, W]."""
+    axes = range(len(kernel_size))
+    around = [(padding[i], padding[i + 1]) for i in range(0, len(padding), 2)][::-1]  # given for the last axis first
+    padded = np.pad(x, [(0, 0), (0, 0), *around])
+    span = [dilation[axis] * (kernel_size[axis] - 1) + 1 for axis in axes]
+    starts = [range(0, padded.shape[2 + axis] - span[axis] + 1, stride[axis]) for axis in axes]
+    patches = []
+    for sample in padded:
+        for start in itertools.product(*starts):
+            window = [slice(start[axis], start[axis] + span[axis], dilation[axis]) for axis in axes]
+            patches.append(sample[(slice(None), *window)].reshape(groups, -1))
+    return np.array(patches).reshape(len(patches), groups, x.shape[1] // groups * math.prod(kernel_size))
 
 
 def conv_covariance(
@@ -161,3 +165,26 @@ def linear_covariance(x: np.ndarray) -> np.ndarray:
     for index in np.ndindex(x.shape[:-1]):
         total += np.outer(x[index], x[index])
     return total
+
+
+# ---- spectral functions ----------------------------------------------------------------------------------------------
+
+
+def ridge_complement(matrix: np.ndarray, alpha: float) -> np.ndarray:
+    """(I + C/α)⁻¹, the projector of OWM and MLA."""
+    return np.linalg.inv(np.eye(len(matrix)) + matrix / alpha)
+
+
+def energy_threshold(matrix: np.ndarray, share: float) -> np.ndarray:
+    """I − Σ v vᵀ over the leading eigenvectors, until they hold the share of the trace (GPM)."""
+    eigenvalues, vectors = np.linalg.eigh(matrix)
+    # What is below zero, or above it by rounding, holds nothing.
+    eigenvalues = np.where(eigenvalues > 1e-13 * abs(eigenvalues).max(), eigenvalues, 0.0)
+    total, held = eigenvalues.sum(), 0.0
+    T = np.eye(len(matrix))
+    for value, v in zip(eigenvalues[::-1], vectors.T[::-1], strict=True):
+        if held >= share * total:
+            break
+        T -= np.outer(v, v)
+        held += value
+    return T

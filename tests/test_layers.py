@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import oracles
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn import functional
 
 from igm_fast.layers import conv_geometry, conv_input, in_dimension, match_layers, observable_layers
 from igm_fast.projector import flat_projectors
@@ -15,7 +15,7 @@ from igm_fast.projector import flat_projectors
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's note on its speed
 @given(
-    axes=st.sampled_from([1, 2]),
+    axes=st.sampled_from([1, 2, 3]),
     kernel=st.integers(1, 4),
     stride=st.integers(1, 3),
     dilation=st.integers(1, 2),
@@ -25,23 +25,24 @@ from igm_fast.projector import flat_projectors
     batch=st.booleans(),
 )
 def test_patches_times_weights_are_the_convolution(axes, kernel, stride, dilation, padding, mode, groups, batch):
-    """With the geometry and input of a layer, unfold and a product give what the layer gives."""
+    """With the geometry and input of a layer, the oracle's patches and a product give what the layer gives."""
     if padding == "same":
         stride = 1
-    make = nn.Conv1d if axes == 1 else nn.Conv2d
+    make = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[axes]
     layer = make(4, 6, kernel, stride, padding, dilation, groups, bias=False, padding_mode=mode)
-    x = torch.randn(*([2] if batch else []), 4, *([9, 8][:axes]))
-    geometry = conv_geometry(layer)
-    read = conv_input(layer, x)
-    patches = functional.unfold(
-        functional.pad(read, geometry.padding), geometry.kernel_size, geometry.dilation, 0, geometry.stride
-    )
+    x = torch.randn(*([2] if batch else []), 4, *([9, 8, 7][:axes]))
+    patches = oracles.conv_patches(conv_input(layer, x).double().numpy(), *conv_geometry(layer))
     _, dim = in_dimension(layer)
-    rows = patches.view(patches.shape[0], groups, dim, -1)
-    ours = torch.einsum("ngdp,god->ngop", rows, layer.weight.view(groups, -1, dim)).flatten(1, 2)
-    theirs = layer(x)
-    theirs = theirs if batch else theirs[None]
-    torch.testing.assert_close(ours.flatten(2), theirs.flatten(2), rtol=1e-4, atol=1e-5)
+    ours = torch.einsum("pgd,god->pgo", torch.from_numpy(patches).float(), layer.weight.view(groups, -1, dim))
+    theirs = layer(x if batch else x[None]).flatten(2).movedim(1, 2)  # [N, positions, out]
+    torch.testing.assert_close(ours.flatten(1), theirs.flatten(0, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d])
+def test_transposed_convolutions_are_refused_with_a_reason(make):
+    message = "expected Linear, Conv1d, Conv2d or Conv3d: the weight of a transposed convolution meets single inputs"
+    with pytest.raises(TypeError, match=f"{make.__name__} has no input covariance; {message}"):
+        in_dimension(make(2, 2, 3))
 
 
 def network(middle: int = 8) -> nn.Sequential:
@@ -73,7 +74,9 @@ def test_observable_layers_and_dimensions():
         "5": (1, 8),
     }
     assert list(observable_layers(nn.Linear(2, 2))) == [""]
-    with pytest.raises(TypeError, match="BatchNorm2d has no input covariance; expected Linear, Conv1d or Conv2d"):
+    with pytest.raises(
+        TypeError, match="BatchNorm2d has no input covariance; expected Linear, Conv1d, Conv2d or Conv3d"
+    ):
         in_dimension(nn.BatchNorm2d(3))
     with pytest.raises(ValueError, match="run one forward pass first"):
         in_dimension(nn.LazyLinear(3))

@@ -101,7 +101,7 @@ def test_a_bound_notices_a_missing_direction():
     C = matrix(spectrum("fast decay", 300, rng), rng)
     projector = flat_projectors({"layer": C})["layer"]
     less = Projector(
-        300, 1, projector.tau, "truncated", projector.eigenvalues[1:], projector.sigma[1:], projector.complement,
+        300, 1, projector.function, "truncated", projector.eigenvalues[1:], projector.sigma[1:], projector.complement,
         projector.error_bound, basis=projector.basis[:, 1:],
     )  # fmt: skip
     assert true_error(less, C) > less.error_bound

@@ -47,44 +47,49 @@ IGM_INLINE void copy_run(const In* source, int64_t step, Acc* target, int64_t co
     }
 }
 
-// One run: `count` outputs from (n, y, x) on, all in one row of the output; every tap of channels [first, last).
+// One run: `count` outputs from (n, z, y, x) on, all in one row of the output; every tap of channels [first, last).
 template <class In, class Acc>
 IGM_INLINE void pack_run(const PatchInput& input, const PatchGeometry& geometry, int64_t first_channel,
-                         int64_t last_channel, int64_t n, int64_t y, int64_t x, int64_t count, Acc* target,
+                         int64_t last_channel, const std::array<int64_t, 4>& position, int64_t count, Acc* target,
                          int64_t tile_stride) {
-    const int64_t taps = geometry.kernel[0] * geometry.kernel[1];
-    const int64_t step = geometry.stride[1] * input.strides[3];
+    const auto [n, z, y, x] = position;
+    const auto& [depth, height, width] = geometry.kernel;
+    const int64_t taps = depth * height * width;
+    const int64_t step = geometry.stride[2] * input.strides[4];
     const In* data = static_cast<const In*>(input.data);
-    for (int64_t i = 0; i < geometry.kernel[0]; ++i) {
-        const int64_t row = y * geometry.stride[0] - geometry.padding[2] + i * geometry.dilation[0];
-        const bool row_inside = row >= 0 && row < input.sizes[2];
-        for (int64_t j = 0; j < geometry.kernel[1]; ++j) {
-            const int64_t offset = j * geometry.dilation[1] - geometry.padding[0];
-            const Inside inside(input.sizes[3], geometry.stride[1], offset);
-            const int64_t begin = row_inside ? std::clamp(inside.begin - x, int64_t(0), count) : count;
-            const int64_t end = row_inside ? std::clamp(inside.end - x, begin, count) : count;
-            // Formed as an offset: the first tap may lie in the padding, and an address there must not be made.
-            const int64_t source = n * input.strides[0] + row * input.strides[2] +
-                                   ((x + begin) * geometry.stride[1] + offset) * input.strides[3];
-            Acc* out = target + (first_channel * taps + i * geometry.kernel[1] + j) * tile_stride;
-            for (int64_t c = first_channel; c < last_channel; ++c, out += taps * tile_stride) {
-                std::fill_n(out, begin, Acc(0));
-                if (begin < end) {
-                    copy_run(data + (source + c * input.strides[1]), step, out + begin, end - begin);
-                }
-                std::fill_n(out + end, count - end, Acc(0));
+    for (int64_t tap = 0; tap < taps; ++tap) {
+        const int64_t plane =
+            z * geometry.stride[0] - geometry.padding[4] + tap / (height * width) * geometry.dilation[0];
+        const int64_t row = y * geometry.stride[1] - geometry.padding[2] + tap / width % height * geometry.dilation[1];
+        const bool row_inside = plane >= 0 && plane < input.sizes[2] && row >= 0 && row < input.sizes[3];
+        const int64_t offset = tap % width * geometry.dilation[2] - geometry.padding[0];
+        const Inside inside(input.sizes[4], geometry.stride[2], offset);
+        const int64_t begin = row_inside ? std::clamp(inside.begin - x, int64_t(0), count) : count;
+        const int64_t end = row_inside ? std::clamp(inside.end - x, begin, count) : count;
+        // Formed as an offset: the first tap may lie in the padding, and an address there must not be made.
+        const int64_t source = n * input.strides[0] + plane * input.strides[2] + row * input.strides[3] +
+                               ((x + begin) * geometry.stride[2] + offset) * input.strides[4];
+        Acc* out = target + (first_channel * taps + tap) * tile_stride;
+        for (int64_t c = first_channel; c < last_channel; ++c, out += taps * tile_stride) {
+            std::fill_n(out, begin, Acc(0));
+            if (begin < end) {
+                copy_run(data + (source + c * input.strides[1]), step, out + begin, end - begin);
             }
+            std::fill_n(out + end, count - end, Acc(0));
         }
     }
 }
 
 template <class In, class Acc>
 void pack(const PatchInput& input, const PatchGeometry& geometry, PatchRange range, Acc* tile, int threads) {
-    const auto& padding = geometry.padding;
-    const int64_t height = output_size(input.sizes[2], padding[2], padding[3], geometry.kernel[0], geometry.stride[0],
-                                       geometry.dilation[0]);
-    const int64_t width = output_size(input.sizes[3], padding[0], padding[1], geometry.kernel[1], geometry.stride[1],
-                                      geometry.dilation[1]);
+    const auto out = [&](int axis) {  // axis 2 (x) is padded by the first pair, axis 0 (z) by the last
+        const int64_t* around = &geometry.padding[2 * (2 - axis)];
+        return output_size(input.sizes[2 + axis], around[0], around[1], geometry.kernel[axis], geometry.stride[axis],
+                           geometry.dilation[axis]);
+    };
+    const int64_t depth = out(0);
+    const int64_t height = out(1);
+    const int64_t width = out(2);
     const int64_t channels = input.sizes[1];
     const int64_t channel_blocks = divide_up(channels, kChannelBlock);
     const int64_t position_blocks = divide_up(range.count, kPositionBlock);
@@ -95,12 +100,12 @@ void pack(const PatchInput& input, const PatchGeometry& geometry, PatchRange ran
         const int64_t stop = std::min(done + kPositionBlock, range.count);
         with_best_isa([&](auto) __attribute__((always_inline)) {
             while (done < stop) {
-                const int64_t position = range.first + done;
-                const int64_t x = position % width;
-                const int64_t y = position / width % height;
-                const int64_t n = position / width / height;
+                const int64_t p = range.first + done;
+                const int64_t x = p % width;
                 const int64_t count = std::min(width - x, stop - done);
-                pack_run<In>(input, geometry, first_channel, last_channel, n, y, x, count, tile + done, range.count);
+                pack_run<In>(input, geometry, first_channel, last_channel,
+                             {p / width / height / depth, p / width / height % depth, p / width % height, x}, count,
+                             tile + done, range.count);
                 done += count;
             }
         });

@@ -1,5 +1,5 @@
 """Operators in ``torch.ops.igm_fast``; importing this package registers all of them."""
 
-from igm_fast.ops import covariance, projector, update
+from igm_fast.ops import covariance, covariance_sketch, projector, update
 
-__all__ = ["covariance", "projector", "update"]
+__all__ = ["covariance", "covariance_sketch", "projector", "update"]

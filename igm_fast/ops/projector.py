@@ -1,6 +1,6 @@
 """Operators of the projector: facts about symmetric matrices, and their leading eigenvectors.
 
-Both take contiguous float32 or float64, check their arguments first (ValueError), and record no gradient. CPU only so
+All take contiguous float32 or float64, check their arguments first (ValueError), and record no gradient. CPU only so
 far: CUDA tensors get a NotImplementedError.
 """
 
@@ -12,6 +12,9 @@ from torch import Tensor
 from igm_fast.ops import native
 from igm_fast.ops.library import define
 from igm_fast.ops.update_checks import refuse
+
+# Panels up to here go to our own product, which reads C once; wider ones are a BLAS's trade (benchmarks/projector.py).
+WIDEST_TALL_PANEL = 32
 
 
 def _check_matrices(op: str, matrices: Tensor) -> None:
@@ -25,63 +28,132 @@ def _check_matrices(op: str, matrices: Tensor) -> None:
         raise refuse(op, given, "a contiguous tensor", "Use .contiguous().")
 
 
+def _check_panel(op: str, name: str, panel: Tensor, matrices: Tensor, least: int = 1) -> None:
+    count, dim, _ = matrices.shape
+    if panel.dim() != 3 or panel.shape[:2] != (count, dim) or not least <= panel.shape[2] <= dim:
+        expected = f"({count}, {dim}, k) with {least} <= k <= {dim}"
+        raise refuse(op, f"{name} has shape {tuple(panel.shape)}", expected, "Draw it with torch.randn.")
+    if panel.dtype != matrices.dtype:
+        raise refuse(op, f"{name} is {panel.dtype}", f"{matrices.dtype} as matrices", "Use .to(matrices).")
+    if panel.device != matrices.device:
+        raise refuse(op, f"{name} is on {panel.device}", f"{matrices.device} as matrices", "Use .to(matrices).")
+
+
 @torch.no_grad()
 def _inspect_symmetric_cpu(matrices: Tensor) -> Tensor:
-    """Return [count, 3] float64: number of non-finite entries, largest |entry|, ‖C − Cᵀ‖_F, in one pass over C."""
+    """Return [count, 5] float64: number of non-finite entries, ‖C − Cᵀ‖_F, ‖C‖_F, tr C, min cᵢᵢ; one pass over C."""
     _check_matrices("inspect_symmetric", matrices)
     count, dim, _ = matrices.shape
     code = native.DTYPE_CODES[matrices.dtype]
     facts = native.module().inspect_symmetric(matrices.data_ptr(), code, count, dim, torch.get_num_threads())
-    return torch.tensor(facts, dtype=torch.float64).reshape(count, 3)
+    return torch.tensor(facts, dtype=torch.float64).reshape(count, 5)
+
+
+@torch.no_grad()
+def _tall_product_cpu(matrices: Tensor, panel: Tensor) -> Tensor:
+    """Return C V for C [count, d, d] and V [count, d, k], in one pass over C (csrc/projector/tall_product.hpp)."""
+    op = "tall_product"
+    _check_matrices(op, matrices)
+    _check_panel(op, "panel", panel, matrices, least=0)
+    return _product(matrices, panel.contiguous())
+
+
+def _product(matrices: Tensor, panel: Tensor) -> Tensor:
+    count, dim, columns = panel.shape
+    if columns > WIDEST_TALL_PANEL:
+        return torch.bmm(matrices, panel)
+    product = torch.empty_like(panel)
+    code = native.DTYPE_CODES[matrices.dtype]
+    native.module().tall_product(
+        matrices.data_ptr(), panel.data_ptr(), product.data_ptr(), code, count, dim, columns, torch.get_num_threads()
+    )
+    return product
+
+
+@torch.no_grad()
+def _krylov_block_cpu(matrices: Tensor, basis: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Q, orthonormal and orthogonal to a basis, with the span of a block beside it, and C Q.
+
+    Twice (I − VVᵀ) and CholeskyQR2 (csrc/projector/panel_qr.hpp): once leaves what rounding makes of the part that
+    lies in V. Where the block adds fewer directions than it has columns, random ones take their places.
+
+    Args:
+        matrices: C [count, d, d]; the numbers must be finite.
+        basis: V [count, d, m], orthonormal; m = 0 is none.
+        block: [count, d, k], m + k ≤ d.
+    """
+    op = "krylov_block"
+    _check_matrices(op, matrices)
+    _check_panel(op, "basis", basis, matrices, least=0)
+    _check_panel(op, "block", block, matrices)
+    if basis.shape[2] + block.shape[2] > matrices.shape[1]:
+        given = f"{basis.shape[2]} columns of basis and {block.shape[2]} of block"
+        raise refuse(op, given, f"{matrices.shape[1]} at most", "The space is full: the basis spans all of it.")
+    panel = block.clone(memory_format=torch.contiguous_format)
+    if basis.shape[2] == 0:
+        _orthonormalize(panel)
+    else:
+        for _ in range(2):
+            panel = torch.baddbmm(panel, basis, basis.mT @ panel, alpha=-1)
+            _orthonormalize(panel)
+    return panel, _product(matrices, panel)
+
+
+@torch.no_grad()
+def _ritz_pairs_cpu(basis: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the Ritz pairs of C on the span of V, of which V and C V are given: Λ, U, R = CU − UΛ.
+
+        VᵀCV = QΛQᵀ;   U = VQ,  R = (CV)Q − UΛ
+
+    Args:
+        basis: V [count, d, m], orthonormal, float32 or float64.
+        image: C V.
+
+    Returns:
+        Λ [count, m] float64, descending; U [count, d, m]; R [count, d, m], in the dtype of the basis.
+    """
+    if basis.shape != image.shape or basis.dtype != image.dtype or basis.dim() != 3:
+        given = f"basis {basis.dtype} {tuple(basis.shape)} and image {image.dtype} {tuple(image.shape)}"
+        raise refuse("ritz_pairs", given, "[count, d, m] twice", "See krylov_block, which returns both.")
+    small = (basis.mT @ image).double()
+    eigenvalues, rotation = torch.linalg.eigh((small + small.mT) / 2)
+    eigenvalues, rotation = eigenvalues.flip(1), rotation.flip(2).to(basis.dtype)
+    vectors, residuals = basis @ rotation, image @ rotation
+    residuals.addcmul_(vectors, eigenvalues[:, None, :].to(basis.dtype), value=-1)
+    return eigenvalues, vectors, residuals
 
 
 @torch.no_grad()
 def _truncated_eigh_cpu(matrices: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return leading eigenpairs of symmetric C [count, d, d] by subspace iteration and a Rayleigh–Ritz step.
+    """Return leading eigenpairs of symmetric C [count, d, d]: Rayleigh–Ritz on a block Krylov space.
 
-        V ← orth(start);   steps times: V ← orth(C V);   VᵀCV = QΛQᵀ;   U = VQ,  R = CU − UΛ
-
-    (Halko, Martinsson, Tropp 2011.) orth is CholeskyQR2 (csrc/projector/panel_qr.hpp), the k×k problem is solved by
-    Jacobi rotations in float64. 2d²k(steps + 1) flops; workspace: three d×k panels.
+    The space is that of V, CV, …, C^steps V (Musco and Musco, *Randomized block Krylov methods for stronger and faster
+    approximate singular value decomposition*, 2015), orthonormal throughout. 2d²k(steps + 1) flops.
 
     Args:
         matrices: C; the numbers must be finite.
-        start: [count, d, k], 1 ≤ k ≤ d, dtype of C.
+        start: V [count, d, k], 1 ≤ k ≤ d, dtype of C.
         steps: ≥ 0.
 
     Returns:
-        Λ [count, k] float64, descending; U [count, d, k]; R [count, d, k], in the dtype of C.
+        Λ [count, m] float64, descending, m = min(k(steps + 1), d); U [count, d, m]; R = CU − UΛ [count, d, m], in the
+        dtype of C.
     """
     op = "truncated_eigh"
     _check_matrices(op, matrices)
-    count, dim, _ = matrices.shape
-    if start.dim() != 3 or start.shape[:2] != (count, dim) or not 1 <= start.shape[2] <= dim:
-        expected = f"({count}, {dim}, k) with 1 <= k <= {dim}"
-        raise refuse(op, f"start has shape {tuple(start.shape)}", expected, "Draw it with torch.randn.")
-    if start.dtype != matrices.dtype:
-        raise refuse(op, f"start is {start.dtype}", f"{matrices.dtype} as matrices", "Use .to(matrices).")
+    _check_panel(op, "start", start, matrices)
     if steps < 0:
         raise refuse(op, f"steps={steps}", "0 or more", "Two do for most spectra.")
-    rank = start.shape[2]
-    panel = start.clone(memory_format=torch.contiguous_format)
-    _orthonormalize(panel)
-    image = torch.empty_like(panel)
-    for _ in range(steps):
-        torch.bmm(matrices, panel, out=image)
-        panel, image = image, panel
-        _orthonormalize(panel)
-    torch.bmm(matrices, panel, out=image)
-    small = panel.double().mT @ image.double()
-    small = ((small + small.mT) / 2).contiguous()
-    eigenvalues = torch.empty(count, rank, dtype=torch.float64)
-    rotation = torch.empty_like(small)
-    native.module().jacobi_eigh(
-        small.data_ptr(), eigenvalues.data_ptr(), rotation.data_ptr(), count, rank, torch.get_num_threads()
-    )
-    rotation = rotation.to(matrices.dtype)
-    vectors = panel @ rotation
-    residuals = image @ rotation - vectors * eigenvalues[:, None, :].to(matrices.dtype)
-    return eigenvalues, vectors, residuals
+    dim = matrices.shape[1]
+    basis, block = start[:, :, :0], start
+    image = basis
+    for _ in range(steps + 1):
+        block, block_image = _krylov_block_cpu(matrices, basis, block[:, :, : dim - basis.shape[2]])
+        basis, image = torch.cat([basis, block], dim=2), torch.cat([image, block_image], dim=2)
+        block = block_image
+        if basis.shape[2] == dim:
+            break
+    return _ritz_pairs_cpu(basis, image)
 
 
 def _orthonormalize(panel: Tensor) -> None:
@@ -91,15 +163,36 @@ def _orthonormalize(panel: Tensor) -> None:
 
 
 def _inspect_symmetric_fake(matrices: Tensor) -> Tensor:
-    return matrices.new_empty(matrices.shape[0], 3, dtype=torch.float64)
+    return matrices.new_empty(matrices.shape[0], 5, dtype=torch.float64)
 
 
-def _truncated_eigh_fake(matrices: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG001
-    eigenvalues = start.new_empty(start.shape[0], start.shape[2], dtype=torch.float64)
-    return eigenvalues, start.new_empty(start.shape), start.new_empty(start.shape)
+def _tall_product_fake(matrices: Tensor, panel: Tensor) -> Tensor:  # noqa: ARG001
+    return panel.new_empty(panel.shape)
+
+
+def _krylov_block_fake(matrices: Tensor, basis: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    return block.new_empty(block.shape), block.new_empty(block.shape)
+
+
+def _ritz_pairs_fake(basis: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG001
+    eigenvalues = basis.new_empty(basis.shape[0], basis.shape[2], dtype=torch.float64)
+    return eigenvalues, basis.new_empty(basis.shape), basis.new_empty(basis.shape)
+
+
+def _truncated_eigh_fake(matrices: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    count, dim, columns = start.shape
+    basis = start.new_empty(count, dim, min(columns * (steps + 1), matrices.shape[1]))
+    return _ritz_pairs_fake(basis, basis)
 
 
 define("inspect_symmetric(Tensor matrices) -> Tensor", cpu=_inspect_symmetric_cpu, fake=_inspect_symmetric_fake)
+define("tall_product(Tensor matrices, Tensor panel) -> Tensor", cpu=_tall_product_cpu, fake=_tall_product_fake)
+define(
+    "krylov_block(Tensor matrices, Tensor basis, Tensor block) -> (Tensor, Tensor)",
+    cpu=_krylov_block_cpu,
+    fake=_krylov_block_fake,
+)
+define("ritz_pairs(Tensor basis, Tensor image) -> (Tensor, Tensor, Tensor)", cpu=_ritz_pairs_cpu, fake=_ritz_pairs_fake)
 define(
     "truncated_eigh(Tensor matrices, Tensor start, int steps) -> (Tensor, Tensor, Tensor)",
     cpu=_truncated_eigh_cpu,

@@ -10,18 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from igm_fast.projector.functions import FlatExponential, SpectralFunction, function_from_state, function_state
+
 
 @dataclass(frozen=True, eq=False)
 class Projector:
     """T = cI + U(Σ − cI)Uᵀ (``basis`` is there), or T itself (``dense_matrix`` is there); symmetric.
 
-    It approximates exp(−τ(C − λmin I)/(λmax − λmin)): eigenvalues in [e^{−τ}, 1], 1 on the flattest direction of C.
-    With ``groups`` > 1 every tensor has them as its leading dimension, and each group its own C.
+    It approximates f(C) for a spectral function f, such as exp(−τ(C − λmin I)/(λmax − λmin)): 1 on the flattest
+    direction of C, less on sharper ones. With ``groups`` > 1 every tensor has them as its leading dimension, and each
+    group its own C.
 
     Attributes:
         dim: d, the length of an input side.
         groups: number of input sides.
-        tau: τ.
+        function: f.
         route: how T was made: ``"eigh"``, ``"polynomial"``, ``"truncated"`` or ``"sketch"``.
         eigenvalues: ``[k]`` float64: the known eigenvalues of C, descending.
         sigma: ``[k]`` float64: those of T on the same vectors.
@@ -35,7 +38,7 @@ class Projector:
 
     dim: int
     groups: int
-    tau: float
+    function: SpectralFunction
     route: str
     eigenvalues: Tensor
     sigma: Tensor
@@ -45,6 +48,17 @@ class Projector:
     basis: Tensor | None = None
     dense_matrix: Tensor | None = None
     weight_shape: tuple[int, ...] | None = None
+
+    @property
+    def tau(self) -> float:
+        """Return τ of a flat projector.
+
+        Raises:
+            AttributeError: f is another function.
+        """
+        if not isinstance(self.function, FlatExponential):
+            raise AttributeError(f"Projector.tau: this is a projector of {self.function}, which has no tau")
+        return self.function.tau
 
     @property
     def rank(self) -> int:
@@ -100,19 +114,20 @@ class Projector:
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors, numbers and strings from which :meth:`from_state_dict` makes the same projector."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        state = {field.name: getattr(self, field.name) for field in fields(self)}
+        return state | {"function": function_state(self.function)}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Projector:
         """Return the projector of a :meth:`state_dict`.
 
         Raises:
-            ValueError: keys are missing or unknown.
+            ValueError: keys are missing or unknown, or f is.
         """
         known = {field.name for field in fields(cls)}
         if set(state) != known:
             raise ValueError(f"Projector: state has keys {sorted(state)}, expected {sorted(known)} of a state_dict()")
-        return cls(**state)
+        return cls(**{**state, "function": function_from_state(state["function"])})
 
     def _grouped(self, tensor: Tensor) -> Tensor:
         return tensor if self.groups > 1 else tensor[None]
@@ -128,7 +143,7 @@ def rounding(dim: int, dtype: torch.dtype) -> float:
 
 def low_rank(
     route: str,
-    tau: float,
+    function: SpectralFunction,
     eigenvalues: Tensor,
     sigma: Tensor,
     complement: float,
@@ -141,13 +156,22 @@ def low_rank(
     if groups == 1:
         eigenvalues, sigma, basis = eigenvalues[0], sigma[0], basis[0]
     return Projector(
-        dim, groups, tau, route, eigenvalues, sigma, complement, error_bound, failure_probability, basis.contiguous()
+        dim,
+        groups,
+        function,
+        route,
+        eigenvalues,
+        sigma,
+        complement,
+        error_bound,
+        failure_probability,
+        basis.contiguous(),
     )
 
 
 def dense(
     route: str,
-    tau: float,
+    function: SpectralFunction,
     eigenvalues: Tensor,
     sigma: Tensor,
     complement: float,
@@ -158,16 +182,16 @@ def dense(
     groups, dim, _ = matrix.shape
     if groups == 1:
         eigenvalues, sigma, matrix = eigenvalues[0], sigma[0], matrix[0]
-    return Projector(dim, groups, tau, route, eigenvalues, sigma, complement, error_bound, dense_matrix=matrix)
+    return Projector(dim, groups, function, route, eigenvalues, sigma, complement, error_bound, dense_matrix=matrix)
 
 
-def identity(route: str, tau: float, matrix: Tensor) -> Projector:
-    """Return T = I, exact: what the definition becomes where λmax = λmin (no direction is sharper than another).
+def identity(route: str, function: SpectralFunction, matrix: Tensor) -> Projector:
+    """Return T = I, exact: what every f makes of C = 0.
 
     Args:
         route: see :class:`Projector`.
-        tau: τ.
+        function: f.
         matrix: ``[groups, d, …]``, for sizes, dtype and device.
     """
     nothing = torch.zeros(matrix.shape[0], 0, dtype=torch.float64, device=matrix.device)
-    return low_rank(route, tau, nothing, nothing, 1.0, 0.0, matrix.new_zeros(*matrix.shape[:2], 0))
+    return low_rank(route, function, nothing, nothing, 1.0, 0.0, matrix.new_zeros(*matrix.shape[:2], 0))

@@ -1,70 +1,73 @@
-"""The dense route without eigenvectors: the exponent is never below −τ, so a short Chebyshev series is enough."""
+"""The dense route without eigenvectors: a short Chebyshev series, where f is smooth enough for one."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
-from scipy.special import ive
 from torch import Tensor
 
 from igm_fast import ops  # noqa: F401 - registers torch.ops.igm_fast
 from igm_fast.projector.base import Projector, dense, rounding
+from igm_fast.projector.functions import SmoothFunction
 
-MAX_DEGREE = 64  # τ = 16 to float64 round-off needs 30
+# Each degree is a product of 2 d³ flops; beyond this, all eigenvectors are had for less. τ = 0.4 needs 2, τ = 4 five.
+MAX_DEGREE = 8
+# Samples of f for the coefficients: those beyond half of them are rounding noise unless f is too steep for the route.
+SAMPLES = 256
 
 
-def polynomial(C: Tensor, tau: float, tol: float) -> Projector | None:
-    """Return T of C ``[groups, d, d]``, dense, or None where rounding or a narrow spectrum keeps it above ``tol``.
+def polynomial(C: Tensor, skew: float, function: SmoothFunction, tol: float) -> Projector | None:
+    """Return f(C) of C ``[groups, d, d]``, dense, or None where rounding or a steep f keeps it above ``tol``.
 
-    λmax and λmin are enclosed by Cholesky factorisations: hI − C and C − lI have one iff h > λmax, l < λmin. With
-    t = (2C − (h + l)I)/(h − l) and z = τ(h − l)/2(λmax − λmin), e^{−z t} = I₀(z) + 2 Σ (−1)ᵏ Iₖ(z) Tₖ(t); what is cut
-    off is at most the sum of the remaining coefficients. Clenshaw's recurrence makes degree − 1 products, 2 d³ flops
-    each.
+    λmax and λmin are enclosed by Cholesky factorisations: hI − C and C − lI have one iff h > λmax, l < λmin. f is
+    expanded on [l, h] in Chebyshev polynomials of t = (2C − (h + l)I)/(h − l); what is cut off is at most the sum of
+    the remaining coefficients. Clenshaw's recurrence makes degree − 1 products, 2 d³ flops each.
 
     Args:
         C: float32 or float64, contiguous, symmetric, positive semi-definite.
-        tau: τ.
+        skew: largest ‖C − Cᵀ‖_F / 2 of the groups.
+        function: f.
         tol: the bound to reach.
     """
-    made = [_one(matrix, tau, tol) for matrix in C]
+    made = [_one(matrix, skew, function, tol) for matrix in C]
     if any(one is None for one in made):
         return None
     groups, dim, _ = C.shape
     matrices, bounds, ends = zip(*(one for one in made if one is not None), strict=True)
     T = torch.stack(matrices)
-    eigenvalues = torch.tensor(ends, dtype=torch.float64, device=C.device)  # λmax, λmin
-    sigma = torch.tensor([[math.exp(-tau), 1.0]] * groups, dtype=torch.float64, device=C.device)
+    eigenvalues = torch.stack(ends).to(C.device)  # λmax, λmin
+    sigma = function.values(eigenvalues, eigenvalues[:, 1:], eigenvalues[:, :1])
     known = float(sigma.sum())
     others = groups * (dim - 2)
     trace = float(T.diagonal(dim1=-2, dim2=-1).double().sum())
     complement = (trace - known) / others if others else 1.0
-    return dense("polynomial", tau, eigenvalues, sigma, complement, max(bounds), T)
+    return dense("polynomial", function, eigenvalues, sigma, complement, max(bounds), T)
 
 
-def _one(C: Tensor, tau: float, tol: float) -> tuple[Tensor, float, tuple[float, float]] | None:
+def _one(C: Tensor, skew: float, function: SmoothFunction, tol: float) -> tuple[Tensor, float, Tensor] | None:
     """T ``[d, d]``, its bound, and estimates of λmax and λmin."""
     dim = C.shape[0]
     if dim < 2:
         return None
-    ends = _enclose(C, tol / (8 * max(tau, 1.0)))
+    one = torch.ones(1, dtype=torch.float64)
+    felt = float(function.shift(0 * one, one, 1e-3 * one)) / 1e-3  # by f, of an error in λmin or λmax
+    ends = _enclose(C, tol / (8 * max(felt, 1.0)))
     if ends is None:
         return None
     (low_min, high_min), (low_max, high_max) = ends
-    smallest, largest = (low_min + high_min) / 2, (low_max + high_max) / 2
+    estimates = torch.tensor([low_max + high_max, low_min + high_min], dtype=torch.float64) / 2
+    largest, smallest = estimates[:1], estimates[1:]
     if largest <= smallest:
         return None
-    a = tau / (largest - smallest)
-    moved = a * max(high_min - low_min, high_max - low_max) / 2  # of the exponents, at the ends of the spectrum
-    series = _coefficients(a, smallest, low_min, high_max, tol / 4)
-    if series is None:
-        return None
-    coefficients, cut_off = series
-    bound = moved * math.exp(moved) + cut_off + (len(coefficients) + tau) * rounding(dim, C.dtype)
+    moved = torch.full_like(largest, max(high_min - low_min, high_max - low_max) / 2)
+    coefficients, cut_off = _coefficients(function, smallest, largest, low_min, high_max, tol / 4)
+    lipschitz = float(function.lipschitz(smallest, largest))
+    noise = (len(coefficients) + lipschitz * float(largest)) * rounding(dim, C.dtype) + lipschitz * skew
+    bound = float(function.shift(smallest, largest, moved)) + cut_off + noise
     if bound > tol:
         return None
-    return _clenshaw(C, coefficients, low_min, high_max), bound, (largest, smallest)
+    return _clenshaw(C, coefficients, low_min, high_max), bound, estimates
 
 
 def _enclose(C: Tensor, tolerance: float) -> tuple[tuple[float, float], tuple[float, float]] | None:
@@ -109,16 +112,21 @@ def _is_definite(C: Tensor, sign: float, shift: float) -> bool:
     return int(torch.linalg.cholesky_ex(shifted).info) == 0
 
 
-def _coefficients(a: float, smallest: float, low: float, high: float, tol: float) -> tuple[list[float], float] | None:
-    """Chebyshev coefficients of exp(−a(λ − smallest)) on [low, high], and the sum of those that are left out."""
-    z = a * (high - low) / 2
-    scale = math.exp(z - a * ((high + low) / 2 - smallest))  # ive is scaled by e^{−z}
-    every = [scale * (1 if k == 0 else 2) * (-1) ** k * float(ive(k, z)) for k in range(2 * MAX_DEGREE)]
-    for degree in range(2, MAX_DEGREE):
-        cut_off = sum(map(abs, every[degree + 1 :]))
-        if cut_off <= tol:
-            return every[: degree + 1], cut_off
-    return None
+def _coefficients(
+    function: SmoothFunction, smallest: Tensor, largest: Tensor, low: float, high: float, tol: float
+) -> tuple[list[float], float]:
+    """Chebyshev coefficients of f on [low, high] up to MAX_DEGREE, and the sum of those that are left out.
+
+    From samples at Chebyshev points. Those of both functions fall at least geometrically, so that twice the sum of the
+    sampled ones covers those behind and what sampling folds onto these.
+    """
+    angles = (torch.arange(SAMPLES, dtype=torch.float64) + 0.5) * (torch.pi / SAMPLES)
+    sampled = function.values((high + low) / 2 + (high - low) / 2 * angles.cos(), smallest, largest)
+    every = 2 / SAMPLES * torch.cos(torch.arange(SAMPLES, dtype=torch.float64)[:, None] * angles) @ sampled
+    every[0] /= 2
+    left = 2 * (every.abs().sum() - every.abs().cumsum(dim=0))
+    degree = max(2, min(int((left > tol).sum()), MAX_DEGREE))
+    return every[: degree + 1].tolist(), float(left[degree])
 
 
 def _clenshaw(C: Tensor, coefficients: list[float], low: float, high: float) -> Tensor:

@@ -1,125 +1,134 @@
-"""The low-rank route: the leading eigenvectors of a formed C, as many as the certificate asks for."""
+"""The low-rank route: the leading eigenvectors of formed matrices, as many as their certificates ask for."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from igm_fast import ops  # noqa: F401 - registers torch.ops.igm_fast
-from igm_fast.projector.base import Projector, identity, low_rank, rounding
-from igm_fast.sketch import FAILURE_PROBABILITY, PROBES, norm_bound
+from igm_fast.projector.base import Projector
+from igm_fast.projector.certificate import Evidence, Facts, tail_from_probes
+from igm_fast.projector.functions import SpectralFunction
+from igm_fast.sketch import FAILURE_PROBABILITY
 
-FIRST_RANK = 32
 MAX_RANK = 128
-# Products C·(block) before the Rayleigh–Ritz step: with a block twice as wide as what is kept, two are enough for
-# residuals far below the tail.
-STEPS = 2
-# μ is bounded through C³ on the complement: the third root takes most of the probes' slack away.
-POWER = 3
+# Columns of a block of the Krylov space: as few as a product with C still handles at full speed.
+BLOCK = 16
+# Ritz pairs are first looked at when the space has three blocks.
+FIRST_LOOK = 3 * BLOCK
+# Directions that are computed beyond those that may be kept, for residuals and ‖E‖ to come down: d/4, but no more than
+SURPLUS = 12 * BLOCK
+# Bounds fall about with this inverse power of the number of directions (0.6 to 0.7 for trained networks).
+FALL = 0.65
 
 
-def truncated(C: Tensor, tau: float, tol: float, start: Tensor | None = None) -> Projector | None:
-    """Return T = cI + U(Σ − cI)Uᵀ of C ``[groups, d, d]``, or None where rank min(d/8, 128) does not reach ``tol``.
+def truncated(
+    layers: Sequence[Tensor],
+    facts: Sequence[Facts],
+    function: SpectralFunction,
+    tol: float,
+    starts: Sequence[Tensor | None],
+    *,
+    doubt: bool,
+) -> list[Projector | None]:
+    """Return T = cI + U(Σ − cI)Uᵀ of each C, or None where rank min(d/8, 128) does not reach ``tol``.
 
-    U are Ritz vectors, Λ Ritz values, R = CU − UΛ, a = τ/Λ₁ and μ ≥ ‖(I − UUᵀ)C(I − UUᵀ)‖₂, c = (1 + e^{−aμ})/2.
-    Without R the matrix is block diagonal, and T̂ is off by at most (1 − e^{−aμ})/2 on the complement; R costs a‖R‖
-    (Duhamel: ‖e^{−A} − e^{−B}‖ ≤ ‖A − B‖ for A, B ⪰ 0); λmin ∈ [0, (tr C − ΣΛ)/(d − k)] and λmax, at most the larger
-    eigenvalue of [[Λ₁, ‖R‖], [‖R‖, μ]], move the exponents by the third term:
-
-        ‖T − T̂‖₂ ≤ a‖R‖₂ + (1 − e^{−aμ})/2 + max(a·λmin, τ(λmax/Λ₁ − 1)) + rounding
-
-    μ is the smaller of √(‖C‖_F² − ΣΛ² − 2‖R‖_F²), certain, and a bound from random probes (``norm_bound``).
+    A block Krylov space grows by :data:`BLOCK` directions a product, and nothing of it is computed twice, until its
+    Ritz pairs prove the bound (:mod:`igm_fast.projector.certificate`).
 
     Args:
-        C: float32 or float64, contiguous, symmetric, positive semi-definite.
-        tau: τ.
+        layers: ``[groups, d, d]`` each, all of one d, dtype and device: every product is one call for all of them.
+        facts: of each.
+        function: f.
         tol: the bound to reach.
-        start: ``[groups, d, k]``, directions to start from, such as the basis of an earlier T.
+        starts: ``[groups, d, k]`` or None: directions to start from, such as the basis of an earlier T.
+        doubt: give up where the bound is too far from ``tol`` to get there.
     """
-    dim = C.shape[1]
+    dim = layers[0].shape[1]
     limit = min(dim // 8, MAX_RANK)
+    most = limit + min(dim // 4, SURPLUS)
+    found: list[Projector | None] = [None] * len(layers)
     if limit == 0:
-        return None
-    if not C.any():
-        return identity("truncated", tau, C)
+        return found
+    C = layers[0] if len(layers) == 1 else torch.cat(list(layers))
     generator = torch.Generator().manual_seed(dim)
-    block, rank = start, min(FIRST_RANK, limit)
-    while True:
-        eigenvalues, vectors, residuals = torch.ops.igm_fast.truncated_eigh(C, _widen(block, C, rank, generator), STEPS)
-        projector = _certified(C, tau, tol, eigenvalues, vectors, residuals, generator)
-        if projector is not None:
-            return projector
-        if rank == limit:
-            return None
-        block, rank = vectors, min(2 * rank, limit)
+    block = _first_block(layers, starts, generator)
+    basis = image = block[:, :, :0]
+    waiting = dict(zip(range(len(layers)), _places(layers), strict=True))
+    looks, look = 0, FIRST_LOOK
+    while waiting and basis.shape[2] < most:
+        block, product = torch.ops.igm_fast.krylov_block(C, basis, block[:, :, : dim - basis.shape[2]])
+        basis, image = torch.cat([basis, block], dim=2), torch.cat([image, product], dim=2)
+        block = product
+        if product.shape[2] > BLOCK:  # a start: of what C makes of it, a sample of the directions leads on
+            block = product @ torch.randn(product.shape[2], BLOCK, generator=generator, dtype=C.dtype)
+        size = basis.shape[2]
+        if size < min(look, most):
+            continue
+        eigenvalues, vectors, residuals = torch.ops.igm_fast.ritz_pairs(basis, image)
+        looks += 1
+        missing = 1.0
+        for layer, place in list(waiting.items()):
+            evidence = Evidence(eigenvalues[place], vectors[place], residuals[place], facts[layer])
+            found[layer], ratio = _certify(C[place], evidence, function, tol, limit, looks, generator)
+            missing = max(missing, ratio)
+            if found[layer] is not None or (doubt and size * ratio**FALL > most):
+                del waiting[layer]
+        look = max(size + BLOCK, int(size * missing**FALL))  # a look costs as much as two to four products
+    return found
 
 
-def _widen(block: Tensor | None, C: Tensor, rank: int, generator: torch.Generator) -> Tensor:
-    """The first columns of a block, with Gaussian ones up to a rank."""
-    groups, dim, _ = C.shape
-    given = C.new_empty(groups, dim, 0) if block is None else block[:, :, :rank].to(C)
-    fresh = torch.randn(groups, dim, rank - given.shape[2], generator=generator)
-    return torch.cat([given, fresh.to(C)], dim=2)
+def _places(layers: Sequence[Tensor]) -> list[slice]:
+    """Where the groups of each layer are when all are in one tensor."""
+    ends = torch.tensor([len(layer) for layer in layers]).cumsum(dim=0).tolist()
+    return [slice(end - len(layer), end) for end, layer in zip(ends, layers, strict=True)]
 
 
-def _certified(
+def _first_block(layers: Sequence[Tensor], starts: Sequence[Tensor | None], generator: torch.Generator) -> Tensor:
+    """Cω for Gaussian ω, with the starts before it; as many columns in all as a multiple of BLOCK.
+
+    Each ω has 8·BLOCK entries that are not zero: so few rows of C give, nearly for free, what a product would.
+    """
+    dim = layers[0].shape[1]
+    known = max((start.shape[2] for start in starts if start is not None), default=0)
+    width = min(BLOCK * (-(-known // BLOCK) + 1), dim)
+    rows = torch.randperm(dim, generator=generator)[: 8 * BLOCK]
+    blocks = []
+    for layer, start in zip(layers, starts, strict=True):
+        given = layer[:, :, :0] if start is None else start[:, :, :width].to(layer)
+        weights = torch.randn(width - given.shape[2], len(rows), generator=generator, dtype=layer.dtype)
+        blocks.append(torch.cat([given, (weights @ layer[:, rows]).mT], dim=2))
+    return torch.cat(blocks)
+
+
+def _certify(
     C: Tensor,
-    tau: float,
+    evidence: Evidence,
+    function: SpectralFunction,
     tol: float,
-    eigenvalues: Tensor,
-    vectors: Tensor,
-    residuals: Tensor,
+    limit: int,
+    looks: int,
     generator: torch.Generator,
-) -> Projector | None:
-    """The projector on the best number of leading Ritz vectors, if its bound is at most ``tol``."""
-    groups, dim, _ = C.shape
-    largest = eigenvalues[:, :1]
-    if not (largest > 0).all():  # C is not positive semi-definite, or numerically zero: leave it to the other routes
-        return None
-    trace = C.diagonal(dim1=1, dim2=2).double().sum(dim=1, keepdim=True)
-    frobenius = torch.linalg.vector_norm(C, dim=(1, 2), dtype=torch.float64).square()[:, None]
-    residual_squares = residuals.double().square().sum(dim=1).cumsum(dim=1)  # ‖R‖_F² of the first 1, 2, … columns
-    # The differences below cancel: rounding of the two sums stays in them.
-    noise = 8 * torch.finfo(C.dtype).eps * frobenius
-    tail = (frobenius - eigenvalues.square().cumsum(dim=1) - 2 * residual_squares).clamp(min=0.0).add(noise).sqrt()
-    left = torch.arange(dim - 1, dim - 1 - eigenvalues.shape[1], -1, device=C.device)
-    smallest = ((trace - eigenvalues.cumsum(dim=1)) / left).clamp(min=0.0)
-    bounds = _bound(tau, largest, residual_squares.sqrt(), tail, smallest).amax(dim=0)
-    kept = int(bounds.argmin()) + 1
+) -> tuple[Projector | None, float]:
+    """The projector, or None and the ratio to ``tol`` of the bound that can be expected at the moment.
 
-    U, R, place = vectors[:, :, :kept], residuals[:, :, :kept], slice(kept - 1, kept)
-    mu = torch.minimum(tail[:, place], _tail_from_probes(C, U, generator))
-    norm = torch.linalg.matrix_norm(R.double(), ord=2)[:, None]
-    a = tau / largest
-    # One complement for all groups: what the largest tail asks for is within its term for the others too.
-    mu_scaled = (a * mu).max()
-    terms = _bound(tau, largest, norm, mu_scaled / a, smallest[:, place])
-    bound = float(terms.max()) + (1 + tau) * rounding(dim, C.dtype)
-    if bound > tol:
-        return None
-    chance = FAILURE_PROBABILITY * groups if bool((mu < tail[:, place]).any()) else 0.0
-    sigma = torch.exp(-a * eigenvalues[:, :kept])
-    complement = float((1 + torch.exp(-mu_scaled)) / 2)
-    return low_rank("truncated", tau, eigenvalues[:, :kept], sigma, complement, bound, U, chance)
-
-
-def _bound(tau: float, largest: Tensor, residual: Tensor, tail: Tensor, smallest: Tensor) -> Tensor:
-    a = tau / largest
-    highest = (largest + tail) / 2 + ((largest - tail).square() / 4 + residual.square()).sqrt()
-    exponents = torch.maximum(a * smallest, tau * (highest / largest - 1))
-    return a * residual + (1 - torch.exp(-a * tail)) / 2 + exponents
-
-
-def _tail_from_probes(C: Tensor, U: Tensor, generator: torch.Generator) -> Tensor:
-    """‖PCP‖₂ ≤ (bound on ‖(PCP)³‖₂ from probes)^{1/3}, P = I − UUᵀ, ``[groups, 1]``."""
-    probes = torch.randn(*C.shape[:2], PROBES, generator=generator).to(C)
-    image = _deflate(U, probes)
-    for _ in range(POWER):
-        image = _deflate(U, C @ image)
-    return norm_bound(image.double()).pow(1 / POWER)[:, None]
-
-
-def _deflate(U: Tensor, block: Tensor) -> Tensor:
-    for _ in range(2):  # once leaves what rounding in UᵀU makes of the leading directions
-        block = block - U @ (U.mT @ block)
-    return block
+    Where nothing is known of that, the ratio that asks for a quarter more directions.
+    """
+    unknown = 1.25 ** (1 / FALL)
+    if not (evidence.eigenvalues[:, 0] > 0).all():  # numerically zero: leave it to the other routes
+        return None, unknown
+    expected = evidence.propose(function, tol, evidence.likely_tail(), limit)
+    if expected.bound > tol:
+        return None, expected.bound / tol if math.isfinite(expected.bound) else unknown
+    proposal = evidence.propose(function, tol, evidence.certain_tail, limit)
+    if proposal.bound <= tol:
+        return evidence.accept(function, proposal, 0.0), 1.0
+    tail = tail_from_probes(C, evidence.vectors, generator) + evidence.skew
+    proposal = evidence.propose(function, tol, torch.minimum(tail, evidence.certain_tail), limit)
+    if proposal.bound > tol:
+        return None, proposal.bound / tol if math.isfinite(proposal.bound) else unknown
+    # Each look may have asked the probes, and which of them is the last depends on the answers.
+    return evidence.accept(function, proposal, FAILURE_PROBABILITY * looks * len(C)), 1.0

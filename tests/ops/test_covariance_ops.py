@@ -1,7 +1,8 @@
-"""The four covariance operators against float64 oracles, with bounds from a rounding analysis."""
+"""The covariance operators on packed patches against float64 oracles, with bounds from a rounding analysis."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from unittest import mock
 
@@ -15,14 +16,15 @@ from hypothesis import strategies as st
 
 import igm_fast.ops  # noqa: F401  registers torch.ops.igm_fast
 from igm_fast.ops import covariance, native
+from igm_fast.ops import patches as patching
 
 ops = torch.ops.igm_fast
 INPUTS = list(UNIT)
 SUMS = [torch.float32, torch.float64]
 GUARD = 7.0
 SAME_3X3 = ((3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1)
-# (_MIN_TILE_PATCHES, _TILE_BYTES, _BLOCK_ROWS): as built, and so small that every case has many tiles and row blocks.
-TUNINGS = [(256, 4 << 20, 512), (5, 1, 4)]
+# (_MIN_TILE_PATCHES, _TILE_BYTES, BLOCK_ROWS): as built, and so small that every case has many tiles and row blocks.
+TUNINGS = [(256, 4 << 20, 256), (5, 1, 4)]
 
 
 def randn(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -53,8 +55,11 @@ class Outputs:
 
 
 def tuned(tuning: tuple[int, int, int]):
-    names = ("_MIN_TILE_PATCHES", "_TILE_BYTES", "_BLOCK_ROWS")
-    return mock.patch.multiple(covariance, **dict(zip(names, tuning, strict=True)))
+    stack = ExitStack()
+    stack.enter_context(mock.patch.multiple(patching, _MIN_TILE_PATCHES=tuning[0], _TILE_BYTES=tuning[1]))
+    stack.enter_context(mock.patch.object(covariance, "BLOCK_ROWS", tuning[2]))
+    stack.enter_context(mock.patch.object(covariance, "choose_form", return_value="patches"))
+    return stack
 
 
 # ---- bounds ----------------------------------------------------------------------------------------------------------
@@ -327,7 +332,7 @@ def test_linear_sketch_within_rounding(case, columns, alpha):
 
 @given(case=linear_cases())
 def test_no_input_is_copied_to_merge_its_dimensions(case):
-    views = [part.input for part in covariance._linear_patches("linear_covariance", case.input)]
+    views = [part.input for part in patching.linear_patches("linear_covariance", case.input)]
     assert all(view.untyped_storage().data_ptr() == case.input.untyped_storage().data_ptr() for view in views)
     assert sum(view.numel() for view in views) == case.input.numel()
 
@@ -356,9 +361,9 @@ def test_rows_as_blas_wants_them_are_not_copied(rows, monkeypatch):
 
 
 def test_sums_of_many_parts_are_rounded_once():
-    """Five dimensions in an order that cannot be merged are taken in parts; Σu and Σ|u|² stay float64 until the end."""
-    rows = randn(4, 2, 3, 9, 30, seed=0, dtype=torch.float32).permute(3, 2, 1, 0, 4)
-    assert len(covariance._linear_patches("linear_covariance", rows)) == 9
+    """Six dimensions in an order that cannot be merged are taken in parts; Σu and Σ|u|² stay float64 until the end."""
+    rows = randn(4, 2, 3, 2, 9, 30, seed=0, dtype=torch.float32).permute(4, 3, 2, 1, 0, 5)
+    assert len(patching.linear_patches("linear_covariance", rows)) == 9
     case, omega = LinearCase(rows, torch.float32), randn(30, 2, seed=1, dtype=torch.float32)
     assert_linear_sketch(case, run_linear_sketch(case, omega), case.summed, omega)
 
@@ -482,14 +487,9 @@ def test_nan_passes_through(bad):
 
 def pack(x: torch.Tensor, geometry: tuple, dtype: torch.dtype, threads: int) -> torch.Tensor:
     """All patches in one tile."""
-    rows = x.shape[1] * geometry[0][0] * geometry[0][1]
-    count = len(oracles.conv_patches(np.zeros(x.shape), *geometry[:4], 1))
-    tile = torch.full((rows, count), float("nan"), dtype=dtype)
-    native.module().pack_patches(
-        x.data_ptr(), native.DTYPE_CODES[x.dtype], x.shape, x.stride(), *geometry[:4], 0, count,
-        tile.data_ptr(), native.DTYPE_CODES[dtype], threads,
-    )  # fmt: skip
-    return tile
+    torch.set_num_threads(threads)
+    all_patches = patching.conv_patches("pack", 2, x, *geometry[:4], 1)
+    return next(all_patches.tiles(all_patches.count, dtype))[0]
 
 
 def moments(tile: torch.Tensor, threads: int) -> torch.Tensor:

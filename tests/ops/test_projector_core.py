@@ -1,4 +1,4 @@
-"""panel_qr, jacobi_eigh, inspect_symmetric and mirror_lower of the native core, against numpy and derived bounds."""
+"""panel_qr, inspect_symmetric, tall_product and mirror_lower of the native core, against numpy and derived bounds."""
 
 from __future__ import annotations
 
@@ -220,169 +220,36 @@ def test_qr_refuses_what_is_not_finite(bad, place, dtype):
     assert_bases(panels[[0, 2]], after[[0, 2]])
 
 
-# ---- jacobi_eigh -----------------------------------------------------------------------------------------------------
-
-SIZES = [1, 2, 3, 8, 17, 40]
-SPECTRA = ["gaussian", "flat", "repeated", "gap", "rank 1", "zero", "negative", "nearly diagonal"]
-
-
-def spectrum(kind: str, size: int, seed: int) -> np.ndarray:
-    values = np.random.default_rng(seed).standard_normal(size)
-    return {
-        "gaussian": values,
-        "flat": np.full(size, 3.0),
-        "repeated": np.round(values),
-        "gap": np.where(np.arange(size) < size // 2, 1.0, 1e-9),
-        "rank 1": np.eye(1, size)[0] * 5,
-        "zero": np.zeros(size),
-        "negative": -np.exp(3 * values),
-        "nearly diagonal": values,
-    }[kind]
-
-
-def symmetric(kind: str, size: int, seed: int) -> np.ndarray:
-    """V diag(spectrum) Vᵀ, symmetric to the last bit; V close to I if it is to be nearly diagonal."""
-    mixed = np.random.default_rng(seed + 1).standard_normal((size, size))
-    V = np.linalg.qr(np.eye(size) + 1e-5 * mixed if kind == "nearly diagonal" else mixed)[0]
-    H = V * spectrum(kind, size, seed) @ V.T
-    return (H + H.T) / 2
-
-
-def jacobi_eigh(matrices: np.ndarray, threads: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues [count, size] and eigenvectors [count, size, size] of matrices [count, size, size]."""
-    count, size = matrices.shape[:2]
-    given = Guarded(torch.from_numpy(matrices))
-    values = Guarded(torch.full((count, size), float("nan"), dtype=torch.float64))
-    vectors = Guarded(torch.full((count, size, size), float("nan"), dtype=torch.float64))
-    core.jacobi_eigh(given.view.data_ptr(), values.view.data_ptr(), vectors.view.data_ptr(), count, size, threads)
-    given.checked()
-    return values.checked().numpy(), vectors.checked().numpy()
-
-
-def assert_eigh(H: np.ndarray, values: np.ndarray, vectors: np.ndarray) -> None:
-    """Normwise backward stable (Higham §19.6): a sweep consists of 2n − 3 sets of rotations of different pairs.
-
-    Each set adds at most 6u‖H‖_F on either side; 12 sweeps are more than any of these matrices needs. Entries that are
-    left alone are below another u·n. Eigenvalues move by no more than the matrix does (Weyl); so do numpy's.
-    """
-    size = len(H)
-    relative = 2 * 12 * (2 * size) * gamma(6, torch.float64) + 2 * size * UNIT[torch.float64]
-    scale = np.linalg.norm(H)
-    assert np.all(np.diff(values) <= 0)
-    expected = np.linalg.eigvalsh(H)[::-1]
-    assert_within(values, expected, 1.5 * relative * scale)
-    assert_within(H @ vectors, vectors * values, 2 * relative * scale)
-    assert_within(vectors.T @ vectors, np.eye(size), relative * size**0.5)
-
-
-@given(
-    kinds=st.lists(st.sampled_from(SPECTRA), min_size=1, max_size=3),
-    size=st.sampled_from(SIZES),
-    scale=st.sampled_from([1e-140, 1.0, 1e140]),  # numpy squares them
-    seed=seeds,
-)
-def test_eigh_equals_numpy(kinds, size, scale, seed):
-    matrices = np.stack([symmetric(kind, size, seed + i) for i, kind in enumerate(kinds)]) * scale
-    for H, values, vectors in zip(matrices, *jacobi_eigh(matrices), strict=True):
-        assert_eigh(H, values, vectors)
-
-
-@pytest.mark.parametrize("size", [40, 129, 200])
-def test_eigh_of_equal_eigenvalues_comes_to_an_end(size):
-    """What stands beside the diagonal of QQᵀ is rounding, and so is what rotating it would do."""
-    Q = np.linalg.qr(np.random.default_rng(size).normal(size=(size, size)))[0]
-    H = Q @ Q.T
-    H = (H + H.T) / 2
-    values, vectors = jacobi_eigh(H[None])
-    assert_eigh(H, values[0], vectors[0])
-
-
-def test_eigh_of_a_diagonal_is_exact():
-    """Nothing is rotated: eigenvalues and unit vectors, equal ones in their order."""
-    diagonal = np.array([2.0, -1.0, 5.0, 2.0, 0.0])
-    values, vectors = jacobi_eigh(np.diag(diagonal)[None])
-    order = [2, 0, 3, 4, 1]
-    assert np.array_equal(values[0], diagonal[order])
-    assert np.array_equal(vectors[0], np.eye(5)[:, order])
-
-
-@pytest.mark.parametrize("scale", [1e-280, 1e290])
-def test_eigh_at_the_ends_of_its_range(scale):
-    H = symmetric("gaussian", 9, 0)
-    values, vectors = jacobi_eigh(H[None] * scale)
-    assert_eigh(H, values[0] / scale, vectors[0])
-
-
-def test_eigh_threads_do_not_change_bits():
-    matrices = np.stack([symmetric(kind, 20, i) for i, kind in enumerate(SPECTRA)])
-    first = jacobi_eigh(matrices, 1)
-    for threads in (2, 3):
-        assert all(np.array_equal(a, b) for a, b in zip(jacobi_eigh(matrices, threads), first, strict=True))
-
-
-@pytest.mark.parametrize("shape", [(0, 4, 4), (3, 0, 0)])
-def test_eigh_of_nothing_does_nothing(shape):
-    values, vectors = jacobi_eigh(np.empty(shape))
-    assert values.shape == shape[:2]
-    assert vectors.shape == shape
-
-
-def test_eigh_bounds_notice_small_slips():
-    H = symmetric("gaussian", 12, 0)
-    (values,), (vectors,) = jacobi_eigh(H[None])
-    assert_eigh(H, values, vectors)
-    slips = [
-        (values + np.eye(1, 12)[0] * 1e-10, vectors),
-        (values[::-1], vectors[:, ::-1]),
-        (values, vectors * (1 + 1e-10)),
-        (values, vectors[:, [1, 0, *range(2, 12)]]),
-        (values, np.full_like(vectors, np.nan)),
-    ]
-    for slip in slips:
-        with pytest.raises(AssertionError):
-            assert_eigh(H, *slip)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_eigh_refuses_what_is_not_finite(bad):
-    matrices = np.stack([np.eye(3), np.eye(3)])
-    matrices[1, 0, 2] = matrices[1, 2, 0] = bad
-    given, values, vectors = (
-        Guarded(torch.from_numpy(tensor)) for tensor in (matrices, np.ones((2, 3)), np.ones((2, 3, 3)))
-    )
-    with pytest.raises(
-        ValueError, match=r"jacobi_eigh: 2 entries are NaN or infinite, expected finite ones. See inspect"
-    ):
-        core.jacobi_eigh(given.view.data_ptr(), values.view.data_ptr(), vectors.view.data_ptr(), 2, 3, 2)
-    assert np.array_equal(given.checked().numpy(), matrices, equal_nan=True)
-    assert (values.checked() == 1).all()
-    assert (vectors.checked() == 1).all()
-
-
 # ---- inspect_symmetric -----------------------------------------------------------------------------------------------
 
-SQUARES = [0, 1, 2, 31, 32, 33, 65, 100]
+SQUARES = [0, 1, 2, 5, 63, 64, 65, 130]
 
 
-def inspect(matrices: torch.Tensor, threads: int = 2) -> list[tuple[int, float, float]]:
-    """(entries that are not finite, largest finite magnitude, ‖C − Cᵀ‖_F) of each of [count, size, size]."""
+def inspect(matrices: torch.Tensor, threads: int = 2) -> list[list[float]]:
+    """[entries that are not finite, ‖C − Cᵀ‖_F, ‖C‖_F, tr C, min cᵢᵢ] of each of [count, size, size]."""
     before = matrices.clone()
     facts = core.inspect_symmetric(
         matrices.data_ptr(), native.DTYPE_CODES[matrices.dtype], *matrices.shape[:2], threads
     )
     assert torch.equal(matrices.nan_to_num(), before.nan_to_num())
-    return facts
+    return [list(fact) for fact in facts]
 
 
-def assert_facts(matrices: torch.Tensor, facts: list[tuple[int, float, float]]) -> None:
+def assert_facts(matrices: torch.Tensor, facts: list[list[float]]) -> None:
     assert len(facts) == len(matrices)
-    for C, (non_finite, largest, asymmetry) in zip(matrices.double().numpy(), facts, strict=True):
-        finite = np.isfinite(C)
-        assert non_finite == np.sum(~finite)
-        assert largest == np.max(np.abs(C[finite]), initial=0)
-        expected = np.linalg.norm(C - C.T) if finite.all() else np.nan
-        # All terms are positive: half of a sum's relative error, and a rounding each for difference and root; twice.
-        assert_within(np.array(asymmetry), np.array(expected), gamma(C.size + 6, torch.float64) * expected)
+    for C, (non_finite, *others) in zip(matrices.double().numpy(), facts, strict=True):
+        assert non_finite == np.sum(~np.isfinite(C))
+        if non_finite:
+            assert np.isnan(others).all()
+            continue
+        diagonal = np.diagonal(C)
+        expected = np.array([np.linalg.norm(C - C.T), np.linalg.norm(C), diagonal.sum(), diagonal.min(initial=np.inf)])
+        expected[3] = expected[3] if C.size else 0.0
+        # All squares are positive: half of a sum's relative error, and a rounding each for difference and root; twice.
+        relative = gamma(C.size + 6, torch.float64)
+        assert_within(
+            np.array(others), expected, relative * np.array([expected[0], expected[1], np.abs(diagonal).sum(), 0])
+        )
 
 
 @given(size=st.sampled_from(SQUARES), count=st.integers(0, 3), dtype=dtypes, seed=seeds)
@@ -411,25 +278,78 @@ def test_inspect_counts_what_is_not_finite(size, dtype, bad, seed):
 @pytest.mark.parametrize("size", SQUARES[2:])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_inspect_sees_every_entry(size, dtype):
-    """One entry of a symmetric matrix differs, or is the largest: found wherever it stands."""
+    """One entry of a symmetric matrix differs: found wherever it stands, and counted in the norm."""
     C = randn(size, size, seed=0, dtype=dtype)
     C = C + C.T
-    assert inspect(C[None])[0] == (0, C.abs().max().item(), 0.0)
+    assert inspect(C[None])[0][:2] == [0, 0.0]
     places = range(0, size * size, 7) if size > 40 else range(size * size)
     matrices = C.repeat(len(places), 1, 1)
     for matrix, place in zip(matrices, places, strict=True):
         matrix.view(-1)[place] = 64
-    for matrix, place, (_, largest, asymmetry) in zip(matrices, places, inspect(matrices), strict=True):
-        assert largest == 64
+    for matrix, place, (_, asymmetry, norm, _, _) in zip(matrices, places, inspect(matrices), strict=True):
         row, column = divmod(place, size)
         difference = 64 - matrix[column, row].item()
         assert asymmetry == pytest.approx(2**0.5 * abs(difference), rel=4 * UNIT[torch.float64])
+        assert norm == pytest.approx(np.linalg.norm(matrix.double().numpy()), rel=1e-12)
+
+
+def test_inspect_of_huge_entries_that_are_finite():
+    """Squares overflow: nothing is reported as not finite."""
+    non_finite, _, norm, trace, least = inspect(torch.full((1, 3, 3), 1e200, dtype=torch.float64))[0]
+    assert (non_finite, norm, trace, least) == (0, np.inf, 3e200, 1e200)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_inspect_threads_do_not_change_bits(dtype):
     matrices = randn(3, 100, 100, seed=0, dtype=dtype)
     assert inspect(matrices, 1) == inspect(matrices, 2) == inspect(matrices, 3)
+
+
+# ---- tall_product ----------------------------------------------------------------------------------------------------
+
+TALL = [(0, 3), (1, 1), (5, 0), (6, 16), (7, 3), (95, 17), (97, 33), (1030, 16), (1100, 5)]
+
+
+def tall_product(matrices: torch.Tensor, panels: torch.Tensor, threads: int = 2) -> torch.Tensor:
+    guarded = Guarded(torch.full_like(panels, float("nan")))
+    count, size, columns = panels.shape
+    code = native.DTYPE_CODES[panels.dtype]
+    core.tall_product(
+        matrices.data_ptr(), panels.data_ptr(), guarded.view.data_ptr(), code, count, size, columns, threads
+    )
+    return guarded.checked()
+
+
+def assert_product(C: torch.Tensor, V: torch.Tensor, product: torch.Tensor) -> None:
+    left, right = C.double().numpy(), V.double().numpy()
+    # A rounding per term of the sum, one per chunk, and what numpy's own float64 sum may add.
+    depth = gamma(C.shape[-1] + 4, V.dtype) + gamma(C.shape[-1], torch.float64)
+    assert_within(product.double().numpy(), left @ right, depth * (np.abs(left) @ np.abs(right)))
+
+
+@pytest.mark.parametrize("size_and_columns", TALL)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_tall_product_equals_numpy(size_and_columns, dtype, count):
+    size, columns = size_and_columns
+    C, V = randn(count, size, size, seed=1, dtype=dtype), randn(count, size, columns, seed=2, dtype=dtype)
+    product = tall_product(C, V)
+    assert_product(C, V, product)
+    assert torch.equal(product, tall_product(C, V, threads=1))  # any number of threads gives the same bits
+
+
+def test_tall_product_bound_notices_a_lost_entry():
+    C, V = randn(1, 97, 97, seed=1), randn(1, 97, 5, seed=2)
+    product = tall_product(C, V)
+    C[0, 96, 96] = 0
+    with pytest.raises(AssertionError):
+        assert_product(C, V, product)
+
+
+def test_tall_product_spreads_nan_along_rows_only():
+    C, V = randn(1, 20, 20, seed=1), randn(1, 20, 4, seed=2)
+    C[0, 3, 7] = float("nan")
+    assert torch.equal(tall_product(C, V).isnan().any(dim=2)[0], torch.arange(20) == 3)
 
 
 # ---- mirror_lower ----------------------------------------------------------------------------------------------------
@@ -458,6 +378,7 @@ def test_other_element_types_are_refused(code):
     for call in (
         lambda: core.panel_qr(C.data_ptr(), code, 1, 4, 4, 1),
         lambda: core.inspect_symmetric(C.data_ptr(), code, 1, 4, 1),
+        lambda: core.tall_product(C.data_ptr(), C.data_ptr(), C.data_ptr(), code, 1, 4, 4, 1),
         lambda: core.mirror_lower(C.data_ptr(), code, 1, 4, 1),
     ):
         with pytest.raises(
@@ -480,10 +401,9 @@ def check_core() -> None:
         for size in SQUARES:
             matrices = randn(2, size, size, seed=0, dtype=dtype)
             assert_facts(matrices, inspect(matrices))
-    for size in SIZES:
-        matrices = np.stack([symmetric(kind, size, 0) for kind in SPECTRA])
-        for H, values, vectors in zip(matrices, *jacobi_eigh(matrices), strict=True):
-            assert_eigh(H, values, vectors)
+        for size, columns in TALL:
+            C, V = randn(2, size, size, seed=1, dtype=dtype), randn(2, size, columns, seed=2, dtype=dtype)
+            assert_product(C, V, tall_product(C, V))
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2"])
