@@ -88,13 +88,6 @@ void bind_covariance(py::module_& m) {
         },
         ReleaseGil());
     m.def(
-        "add_row_moments",
-        [](uintptr_t tile, int dtype, int64_t rows, int64_t count, uintptr_t sums, uintptr_t squares, int threads) {
-            igm::add_row_moments(reinterpret_cast<const void*>(tile), static_cast<igm::DType>(dtype), rows, count,
-                                 reinterpret_cast<double*>(sums), reinterpret_cast<double*>(squares), threads);
-        },
-        ReleaseGil());
-    m.def(
         "add_lag_blocks",
         [](uintptr_t out, uintptr_t products, int dtype, int64_t channels, int64_t taps, int64_t terms, uintptr_t first,
            uintptr_t code, uintptr_t weight, double alpha, int threads) {

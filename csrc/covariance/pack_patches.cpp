@@ -16,9 +16,6 @@ constexpr int64_t kChannelBlock = 16;
 // all taps read them.
 constexpr int64_t kPositionBlock = 256;
 
-// Independent sums hide the latency of the addition. Fixed: vector width changes no bit.
-constexpr int kLanes = 16;
-
 constexpr int64_t output_size(int64_t size, int64_t before, int64_t after, int64_t kernel, int64_t stride,
                               int64_t dilation) {
     return (size + before + after - dilation * (kernel - 1) - 1) / stride + 1;
@@ -112,40 +109,6 @@ void pack(const PatchInput& input, const PatchGeometry& geometry, PatchRange ran
     });
 }
 
-IGM_INLINE double add_lanes(const double* lanes) {
-    double sum = 0;
-    for (int lane = 0; lane < kLanes; ++lane) {
-        sum += lanes[lane];
-    }
-    return sum;
-}
-
-template <class Acc>
-void moments(const Acc* tile, int64_t rows, int64_t count, double* sums, double* squares, int threads) {
-    parallel_for(rows, threads, [&](int64_t row) {
-        const Acc* values = tile + row * count;
-        with_best_isa([&](auto) __attribute__((always_inline)) {
-            double sum[kLanes] = {};
-            double square[kLanes] = {};
-            int64_t p = 0;
-            for (; p + kLanes <= count; p += kLanes) {
-                for (int lane = 0; lane < kLanes; ++lane) {
-                    const double value = values[p + lane];
-                    sum[lane] += value;
-                    square[lane] += value * value;
-                }
-            }
-            for (int lane = 0; p < count; ++p, ++lane) {
-                const double value = values[p];
-                sum[lane] += value;
-                square[lane] += value * value;
-            }
-            sums[row] += add_lanes(sum);
-            squares[row] += add_lanes(square);
-        });
-    });
-}
-
 }  // namespace
 
 void pack_patches(const PatchInput& input, const PatchGeometry& geometry, PatchRange range, void* tile,
@@ -156,14 +119,6 @@ void pack_patches(const PatchInput& input, const PatchGeometry& geometry, PatchR
             using Acc = typename decltype(acc)::Type;
             pack<In>(input, geometry, range, static_cast<Acc*>(tile), threads);
         });
-    });
-}
-
-void add_row_moments(const void* tile, DType tile_dtype, int64_t rows, int64_t count, double* sums, double* squares,
-                     int threads) {
-    dispatch_accumulator(tile_dtype, [&](auto acc) {
-        using Acc = typename decltype(acc)::Type;
-        moments(static_cast<const Acc*>(tile), rows, count, sums, squares, threads);
     });
 }
 

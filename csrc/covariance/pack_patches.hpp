@@ -42,9 +42,4 @@ struct PatchRange {
 void pack_patches(const PatchInput& input, const PatchGeometry& geometry, PatchRange range, void* tile,
                   DType tile_dtype, int threads);
 
-// sums[r] += Σ_p tile[r, p] and squares[r] += Σ_p tile[r, p]², in float64 whatever the tile's type. Both are fixed
-// sums: the same bits for any number of threads.
-void add_row_moments(const void* tile, DType tile_dtype, int64_t rows, int64_t count, double* sums, double* squares,
-                     int threads);
-
 }  // namespace igm

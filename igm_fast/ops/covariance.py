@@ -79,7 +79,7 @@ def _conv_covariance_cpu(
     The lower triangle of `out` is what counts on entry; on return both agree to the last bit. padding is (left, right,
     top, bottom[, front, back]). The form is that of :func:`igm_fast.ops.forms.choose_form`. Workspace: a tile of 4 MB,
     or of 256 patches if those are longer; or the products of the lag form, about (0.4 d)² numbers for a 3×3 kernel, and
-    24 MB, or six padded samples if those are larger.
+    20 MB, or six padded samples if those are larger.
     """
     op = f"conv{axes}d_covariance"
     patches = conv_patches(op, axes, input, kernel_size, stride, padding, dilation, groups)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from igm_fast.ops import native
-from igm_fast.ops.lag_plan import Operand, Slice, Term, Triple, gaps, lag_plan, pairs_rows, phase_sizes
+from igm_fast.ops.lag_plan import LagPlan, Operand, Slice, Term, Triple, gaps, lag_plan, pairs_rows, phase_sizes
 from igm_fast.ops.patches import Patches, Window
 
 # Samples are taken in parts that are this large, or one by one; with the sums and differences of row pairs the
 # workspace is six times that, about what L3 holds.
-_PART_BYTES = 4 << 20
+_PART_BYTES = 3 << 20
 
 
 def add_lag_covariance(out: Tensor, patches: Patches, alpha: float) -> None:
@@ -23,10 +23,7 @@ def add_lag_covariance(out: Tensor, patches: Patches, alpha: float) -> None:
     plan = lag_plan(window, patches.sizes)
     products = torch.empty(groups, len(plan.terms), channels, channels, dtype=dtype)
     for number, part in enumerate(patches.input.split(part_samples(patches, dtype))):
-        operands = _Operands(part, window, groups, dtype)
-        for index, term in enumerate(plan.terms):
-            left, right = operands.aligned(term)
-            torch.baddbmm(products[:, index], left, right.mT, beta=float(number > 0), out=products[:, index])
+        _add_products(products, plan, _Operands(part, window, groups, dtype), beta=float(number > 0))
     for sums, terms in zip(out, products, strict=True):
         native.module().add_lag_blocks(
             sums.data_ptr(),
@@ -41,6 +38,13 @@ def add_lag_covariance(out: Tensor, patches: Patches, alpha: float) -> None:
             alpha,
             torch.get_num_threads(),
         )
+
+
+def _add_products(products: Tensor, plan: LagPlan, operands: _Operands, beta: float) -> None:
+    """Products [groups, terms, C, C] ← beta·products + those of one part of the samples."""
+    for index, term in enumerate(plan.terms):
+        left, right = operands.aligned(term)
+        torch.baddbmm(products[:, index], left, right.mT, beta=beta, out=products[:, index])
 
 
 def part_samples(patches: Patches, dtype: torch.dtype) -> int:

@@ -6,6 +6,9 @@ far: CUDA tensors get a NotImplementedError.
 
 from __future__ import annotations
 
+import math
+import sys
+
 import torch
 from torch import Tensor
 
@@ -15,6 +18,8 @@ from igm_fast.ops.update_checks import refuse
 
 # Panels up to here go to our own product, which reads C once; wider ones are a BLAS's trade (benchmarks/projector.py).
 WIDEST_TALL_PANEL = 32
+# Of a block off the basis. Random columns, of which the basis holds a share below 1, need two.
+MOST_PROJECTIONS = 6
 
 
 def _check_matrices(op: str, matrices: Tensor) -> None:
@@ -28,10 +33,11 @@ def _check_matrices(op: str, matrices: Tensor) -> None:
         raise refuse(op, given, "a contiguous tensor", "Use .contiguous().")
 
 
-def _check_panel(op: str, name: str, panel: Tensor, matrices: Tensor, least: int = 1) -> None:
+def _check_panel(op: str, name: str, panel: Tensor, matrices: Tensor, least: int = 1, most: int | None = None) -> None:
     count, dim, _ = matrices.shape
-    if panel.dim() != 3 or panel.shape[:2] != (count, dim) or not least <= panel.shape[2] <= dim:
-        expected = f"({count}, {dim}, k) with {least} <= k <= {dim}"
+    most = dim if most is None else most
+    if panel.dim() != 3 or panel.shape[:2] != (count, dim) or not least <= panel.shape[2] <= most:
+        expected = f"({count}, {dim}, k) with {least} <= k <= {most}"
         raise refuse(op, f"{name} has shape {tuple(panel.shape)}", expected, "Draw it with torch.randn.")
     if panel.dtype != matrices.dtype:
         raise refuse(op, f"{name} is {panel.dtype}", f"{matrices.dtype} as matrices", "Use .to(matrices).")
@@ -51,10 +57,10 @@ def _inspect_symmetric_cpu(matrices: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _tall_product_cpu(matrices: Tensor, panel: Tensor) -> Tensor:
-    """Return C V for C [count, d, d] and V [count, d, k], in one pass over C (csrc/projector/tall_product.hpp)."""
+    """Return C V for C [count, d, d] and V [count, d, k] in one pass over C (csrc/projector/tall_product.hpp)."""
     op = "tall_product"
     _check_matrices(op, matrices)
-    _check_panel(op, "panel", panel, matrices, least=0)
+    _check_panel(op, "panel", panel, matrices, least=0, most=sys.maxsize)
     return _product(matrices, panel.contiguous())
 
 
@@ -74,8 +80,9 @@ def _product(matrices: Tensor, panel: Tensor) -> Tensor:
 def _krylov_block_cpu(matrices: Tensor, basis: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
     """Return Q, orthonormal and orthogonal to a basis, with the span of a block beside it, and C Q.
 
-    Twice (I − VVᵀ) and CholeskyQR2 (csrc/projector/panel_qr.hpp): once leaves what rounding makes of the part that
-    lies in V. Where the block adds fewer directions than it has columns, random ones take their places.
+    (I − VVᵀ) and CholeskyQR2 (csrc/projector/panel_qr.hpp), until VᵀQ is rounding: twice if the block has something
+    new. Where it adds fewer directions than it has columns, random ones take their places; rounding of what lay in V
+    may have to be taken out once or twice more before that is so.
 
     Args:
         matrices: C [count, d, d]; the numbers must be finite.
@@ -92,10 +99,14 @@ def _krylov_block_cpu(matrices: Tensor, basis: Tensor, block: Tensor) -> tuple[T
     panel = block.clone(memory_format=torch.contiguous_format)
     if basis.shape[2] == 0:
         _orthonormalize(panel)
-    else:
-        for _ in range(2):
-            panel = torch.baddbmm(panel, basis, basis.mT @ panel, alpha=-1)
-            _orthonormalize(panel)
+        return panel, _product(matrices, panel)
+    small = torch.finfo(panel.dtype).eps * math.sqrt(panel.shape[1])
+    for projections in range(MOST_PROJECTIONS):
+        overlap = basis.mT @ panel
+        if projections and overlap.abs().max() <= small:
+            break
+        panel = torch.baddbmm(panel, basis, overlap, alpha=-1)
+        _orthonormalize(panel)
     return panel, _product(matrices, panel)
 
 

@@ -11,14 +11,19 @@ from igm_fast.projector.base import Projector, dense, low_rank, rounding
 from igm_fast.projector.certificate import Facts
 from igm_fast.projector.functions import EnergyThreshold, SmoothFunction, SpectralFunction
 
+# Up to this d always float64.
+IN_FLOAT64 = 256
+
 
 def eigh(layers: Sequence[Tensor], facts: Sequence[Facts], function: SpectralFunction, tol: float) -> list[Projector]:
-    """Return f(C) of each C to rounding, that of its own dtype where the bound is then within ``tol``, else float64.
+    """Return f(C) of each C to rounding: that of float64, or of its own dtype if d is large and ``tol`` allows it.
 
-    float64 takes about twice as long. LAPACK's eigenvectors are orthonormal, and with the eigenvalues exact for a
-    matrix near C, both to about d roundings η: ‖T − T̂‖₂ ≤ (2 + L‖C‖₂) d η for a smooth f. For a threshold it is
-    ‖E‖/(gap − ‖E‖) with ‖E‖ = d η ‖C‖₂ (Davis–Kahan), and 1, all that can be said, where the gap or the share is closer
-    to its end than ‖E‖ can move it.
+    float64 takes about twice as long. Small matrices take milliseconds either way, and a last bit of C, which may
+    depend on the number of processes, then moves T by no more than itself.
+
+    LAPACK's eigenvectors are orthonormal, and with the eigenvalues exact for a matrix near C, both to about d roundings
+    η: ‖T − T̂‖₂ ≤ (2 + L‖C‖₂) d η for a smooth f. For a threshold it is ‖E‖/(gap − ‖E‖) with ‖E‖ = d η ‖C‖₂
+    (Davis–Kahan), and 1, all that can be said, where the gap or the share is closer to its end than ‖E‖ can move it.
 
     Args:
         layers: ``[groups, d, d]`` each, symmetric, all of one d and dtype: one call of LAPACK's front end for all.
@@ -27,8 +32,13 @@ def eigh(layers: Sequence[Tensor], facts: Sequence[Facts], function: SpectralFun
         tol: see above.
     """
     made: dict[int, Projector] = {}
-    for dtype in dict.fromkeys((layers[0].dtype, torch.float64)):
+    dim, own = layers[0].shape[1], layers[0].dtype
+    for dtype in dict.fromkeys((own, torch.float64)):
         open_layers = [i for i in range(len(layers)) if i not in made or made[i].error_bound > tol]
+        if dtype != torch.float64:
+            open_layers = [i for i in open_layers if dim > IN_FLOAT64 and _may_do(facts[i], dim, dtype, function, tol)]
+            if not open_layers:
+                continue
         if not open_layers:
             break
         stacked = torch.cat([layers[i].to(dtype) for i in open_layers])
@@ -42,6 +52,15 @@ def eigh(layers: Sequence[Tensor], facts: Sequence[Facts], function: SpectralFun
             else:
                 made[i] = _smooth(values, columns, layers[i].dtype, skew, function)
     return [made[i] for i in range(len(layers))]
+
+
+def _may_do(facts: Facts, dim: int, dtype: torch.dtype, function: SpectralFunction, tol: float) -> bool:
+    """Whether a dtype's rounding may leave the bound within ``tol``, by what is known before anything is computed."""
+    if isinstance(function, EnergyThreshold):
+        return True
+    least_norm = facts.norm / dim**0.5
+    steepness = float((function.lipschitz(torch.zeros_like(least_norm), least_norm) * least_norm).amax())
+    return (2 + steepness) * dim * torch.finfo(dtype).eps + rounding(dim, dtype) <= tol
 
 
 def _smooth(

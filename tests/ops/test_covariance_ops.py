@@ -1,4 +1,7 @@
-"""The covariance operators on packed patches against float64 oracles, with bounds from a rounding analysis."""
+"""The exact covariance on packed patches against float64 oracles, with bounds from a rounding analysis.
+
+And what all covariance operators have in common: threads, memory, torch's rules, refusals.
+"""
 
 from __future__ import annotations
 
@@ -68,24 +71,6 @@ def tuned(tuning: tuple[int, int, int]):
 def full_bound(magnitude: np.ndarray, rows: int, dtype: torch.dtype) -> np.ndarray:
     """Per row of the sum at most: a product, an addition, and with tiles of one row a factor alpha and an addition."""
     return (gamma(4 * rows + 1, dtype) + gamma(rows + 1, torch.float64)) * magnitude
-
-
-def sketch_bound(magnitude: np.ndarray, rows: int, dim: int, dtype: torch.dtype) -> np.ndarray:
-    """The same with d more products and additions in front, for uᵀΩ."""
-    return full_bound(magnitude, rows + dim, dtype)
-
-
-def moment_bound(expected: np.ndarray, magnitude: np.ndarray, terms: int, dtype: torch.dtype) -> np.ndarray:
-    """Float64 sums, as the oracle's are, then one rounding to the dtype of the outputs."""
-    return 1.01 * UNIT[dtype] * np.abs(expected) + 2 * gamma(terms + 4, torch.float64) * magnitude
-
-
-def assert_moments(total: np.ndarray, trace: np.ndarray, patches: np.ndarray, alpha: float, dtype: torch.dtype) -> None:
-    """Σu [groups, d] and Σ|u|² [groups] of patches [rows, groups, d]."""
-    rows, _, dim = patches.shape
-    sums, squares = alpha * patches.sum(0), alpha * (patches**2).sum((0, 2))
-    assert_within(total, sums, moment_bound(sums, abs(alpha) * np.abs(patches).sum(0), rows, dtype))
-    assert_within(trace, squares, moment_bound(squares, np.abs(squares), rows * dim, dtype))
 
 
 # ---- convolutions ----------------------------------------------------------------------------------------------------
@@ -166,35 +151,9 @@ def assert_conv(case: ConvCase, actual: np.ndarray, oracle_input: np.ndarray, al
     assert_within(actual, alpha * expected, full_bound(magnitude, rows, case.sums))
 
 
-def run_conv_sketch(case: ConvCase, omega: torch.Tensor, alpha: float = 1.0) -> list[np.ndarray]:
-    before = snapshot(case.input), snapshot(omega)
-    outputs = Outputs(case.sums, tuple(omega.shape), (case.groups, case.dim), (case.groups,))
-    with tuned(case.tuning):
-        ops.conv2d_covariance_sketch(*outputs.views, case.input, omega, *case.geometry, alpha=alpha)
-    assert (snapshot(case.input), snapshot(omega)) == before
-    return outputs.checked()
-
-
-def assert_conv_sketch(
-    case: ConvCase, actual: list[np.ndarray], oracle_input: np.ndarray, omega: torch.Tensor, alpha: float = 1.0
-) -> None:
-    sketch, total, trace = actual
-    patches = oracles.conv_patches(oracle_input, *case.geometry)
-    expected = oracles.conv_covariance(oracle_input, *case.geometry) @ as_summed(omega, case.sums)
-    magnitude = oracles.conv_covariance(np.abs(oracle_input), *case.geometry) @ np.abs(as_summed(omega, case.sums))
-    assert_within(sketch, alpha * expected, sketch_bound(abs(alpha) * magnitude, len(patches), case.dim, case.sums))
-    assert_moments(total, trace, patches, alpha, case.sums)
-
-
 @given(case=conv_cases(), alpha=st.sampled_from([1.0, 0.37, -2.0]))
 def test_conv_within_rounding(case, alpha):
     assert_conv(case, run_conv(case, alpha), case.summed, alpha)
-
-
-@given(case=conv_cases(), columns=st.integers(0, 5), alpha=st.sampled_from([1.0, 0.37, -2.0]))
-def test_conv_sketch_within_rounding(case, columns, alpha):
-    omega = randn(case.groups, case.dim, columns, seed=1, dtype=case.sums)
-    assert_conv_sketch(case, run_conv_sketch(case, omega, alpha), case.summed, omega, alpha)
 
 
 # More channels and positions than a work item of pack_patches takes (16, 256), rows beyond one block (512).
@@ -211,9 +170,7 @@ LARGE = [
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_large_conv_within_rounding(shape, geometry, layout):
     case = ConvCase(laid_out(randn(*shape, seed=3, dtype=torch.float32), layout), geometry, torch.float32, TUNINGS[0])
-    omega = randn(case.groups, case.dim, 9, seed=1, dtype=torch.float32)
     assert_conv(case, run_conv(case), case.summed)
-    assert_conv_sketch(case, run_conv_sketch(case, omega), case.summed, omega)
 
 
 BITE = ConvCase(randn(2, 3, 9, 11, seed=0, dtype=torch.float32), SAME_3X3, torch.float32, TUNINGS[0])
@@ -222,19 +179,10 @@ BITE = ConvCase(randn(2, 3, 9, 11, seed=0, dtype=torch.float32), SAME_3X3, torch
 def test_bounds_notice_one_missing_border_row():
     without = BITE.summed.copy()
     without[:, :, -1] = 0
-    omega = randn(1, 27, 4, seed=1, dtype=torch.float32)
-    covariance_, (sketch, total, trace) = run_conv(BITE), run_conv_sketch(BITE, omega)
-    right = run_conv_sketch(
-        ConvCase(torch.from_numpy(without).float(), SAME_3X3, torch.float32, BITE.tuning), omega
-    )  # each of the three results alone must be found out
-    assert_conv(BITE, covariance_, BITE.summed)
-    assert_conv_sketch(BITE, [sketch, total, trace], BITE.summed, omega)
-    assert_conv_sketch(BITE, right, without, omega)
+    actual = run_conv(BITE)
+    assert_conv(BITE, actual, BITE.summed)
     with pytest.raises(AssertionError, match="expected"):
-        assert_conv(BITE, covariance_, without)
-    for i, wrong in enumerate((sketch, total, trace)):
-        with pytest.raises(AssertionError, match="expected"):
-            assert_conv_sketch(BITE, [*right[:i], wrong, *right[i + 1 :]], without, omega)
+        assert_conv(BITE, actual, without)
 
 
 def test_bound_notices_nan_and_other_shapes():
@@ -299,35 +247,9 @@ def assert_linear(case: LinearCase, actual: np.ndarray, oracle_input: np.ndarray
     assert_within(actual, expected, full_bound(magnitude, rows, case.sums))
 
 
-def run_linear_sketch(case: LinearCase, omega: torch.Tensor, alpha: float = 1.0) -> list[np.ndarray]:
-    before = snapshot(case.input)
-    outputs = Outputs(case.sums, tuple(omega.shape), (case.dim,), ())
-    with tuned(case.tuning):
-        ops.linear_covariance_sketch(*outputs.views, case.input, omega, alpha=alpha)
-    assert snapshot(case.input) == before
-    return outputs.checked()
-
-
-def assert_linear_sketch(
-    case: LinearCase, actual: list[np.ndarray], oracle_input: np.ndarray, omega: torch.Tensor, alpha: float = 1.0
-) -> None:
-    sketch, total, trace = actual
-    rows = int(np.prod(oracle_input.shape[:-1]))
-    expected = alpha * oracles.linear_covariance(oracle_input) @ as_summed(omega, case.sums)
-    magnitude = abs(alpha) * oracles.linear_covariance(np.abs(oracle_input)) @ np.abs(as_summed(omega, case.sums))
-    assert_within(sketch, expected, sketch_bound(magnitude, rows, case.dim, case.sums))
-    assert_moments(total[None], trace[None], oracle_input.reshape(rows, 1, case.dim), alpha, case.sums)
-
-
 @given(case=linear_cases(), alpha=st.sampled_from([1.0, 0.37, -2.0]))
 def test_linear_within_rounding(case, alpha):
     assert_linear(case, run_linear(case, alpha), case.summed, alpha)
-
-
-@given(case=linear_cases(), columns=st.integers(0, 5), alpha=st.sampled_from([1.0, 0.37, -2.0]))
-def test_linear_sketch_within_rounding(case, columns, alpha):
-    omega = randn(case.dim, columns, seed=1, dtype=case.sums)
-    assert_linear_sketch(case, run_linear_sketch(case, omega, alpha), case.summed, omega, alpha)
 
 
 @given(case=linear_cases())
@@ -360,25 +282,12 @@ def test_rows_as_blas_wants_them_are_not_copied(rows, monkeypatch):
         run_linear(LinearCase(rows, torch.float32))
 
 
-def test_sums_of_many_parts_are_rounded_once():
-    """Six dimensions in an order that cannot be merged are taken in parts; Σu and Σ|u|² stay float64 until the end."""
-    rows = randn(4, 2, 3, 2, 9, 30, seed=0, dtype=torch.float32).permute(4, 3, 2, 1, 0, 5)
-    assert len(patching.linear_patches("linear_covariance", rows)) == 9
-    case, omega = LinearCase(rows, torch.float32), randn(30, 2, seed=1, dtype=torch.float32)
-    assert_linear_sketch(case, run_linear_sketch(case, omega), case.summed, omega)
-
-
 def test_linear_bounds_notice_one_missing_row():
     case = LinearCase(randn(50, 7, 6, seed=0, dtype=torch.float32), torch.float32)
     without = case.summed.copy()
     without[-1, -1] = 0
-    omega = randn(6, 3, seed=1, dtype=torch.float32)
     with pytest.raises(AssertionError, match="expected"):
         assert_linear(case, run_linear(case), without)
-    right = run_linear_sketch(LinearCase(torch.from_numpy(without).float(), torch.float32), omega)
-    for i, wrong in enumerate(run_linear_sketch(case, omega)):
-        with pytest.raises(AssertionError, match="expected"):
-            assert_linear_sketch(case, [*right[:i], wrong, *right[i + 1 :]], without, omega)
 
 
 def test_linear_equals_pointwise_convolution():
@@ -395,25 +304,12 @@ def test_linear_equals_pointwise_convolution():
 @pytest.mark.parametrize("dtype", SUMS)
 def test_two_half_batches_are_the_whole_batch(dtype):
     x = randn(4, 6, 7, 5, seed=0, dtype=dtype)
-    omega = randn(2, 27, 4, seed=1, dtype=dtype)
     geometry = (*SAME_3X3[:-1], 2)
-    case = ConvCase(x, geometry, dtype, TUNINGS[0])
-    outputs = Outputs(dtype, (2, 27, 27), (2, 27, 4), (2, 27), (2,))
-    out, sketch, total, trace = outputs.views
+    outputs = Outputs(dtype, (2, 27, 27))
     for half in (x[:2], x[2:]):
-        ops.conv2d_covariance(out, half, *geometry, alpha=0.5)
-        ops.conv2d_covariance_sketch(sketch, total, trace, half, omega, *geometry, alpha=0.5)
-    full, *sketched = outputs.checked()
-    assert_conv(case, full, case.summed, 0.5)
-    magnitude = 0.5 * oracles.conv_covariance(np.abs(case.summed), *geometry)
-    whole = run_conv_sketch(case, omega, 0.5)
-    bound = 2 * sketch_bound(magnitude @ np.abs(as_summed(omega, dtype)), 4 * 35, 27, dtype)
-    assert_within(sketched[0], whole[0], bound)
-    patches = oracles.conv_patches(case.summed, *geometry)
-    for actual, terms in zip(sketched[1:], (patches, (patches**2).sum(2)), strict=True):
-        # Two sums in float64, each rounded once and added once.
-        bound = (gamma(3, dtype) + 2 * gamma(patches.size, torch.float64)) * 0.5 * np.abs(terms).sum(0)
-        assert_within(actual, 0.5 * terms.sum(0), bound)
+        ops.conv2d_covariance(*outputs.views, half, *geometry, alpha=0.5)
+    case = ConvCase(x, geometry, dtype, TUNINGS[0])
+    assert_conv(case, outputs.checked()[0], case.summed, 0.5)
 
 
 def test_what_counts_on_entry_is_the_lower_triangle():
@@ -436,17 +332,11 @@ def test_empty_batch_leaves_every_bit(dtype):
     """Not even the upper triangle is touched, and NaN stays what it was."""
     start = randn(1, 6, 6, seed=0, dtype=torch.float32)
     start[0, 0, 1] = float("nan")
-    out, sketch, total, trace = start.clone(), start[..., :2].clone(), start[..., 0].clone(), start[:, 0, 0].clone()
-    omega, pointwise = torch.ones(1, 6, 2), ((1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1)
-    images = torch.empty(0, 6, 4, 4, dtype=dtype)
-    ops.conv2d_covariance(out, images, *pointwise)
-    ops.conv2d_covariance_sketch(sketch, total, trace, images, omega, *pointwise)
+    out = start.clone()
+    ops.conv2d_covariance(out, torch.empty(0, 6, 4, 4, dtype=dtype), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1)
     for shape in EMPTY_INPUTS:
-        rows = torch.empty(shape, dtype=dtype)
-        ops.linear_covariance(out[0], rows)
-        ops.linear_covariance_sketch(sketch[0], total[0], trace[0], rows, omega[0])
-    for tensor, old in ((out, start), (sketch, start[..., :2]), (total, start[..., 0]), (trace, start[:, 0, 0])):
-        assert tensor.numpy().tobytes() == old.contiguous().numpy().tobytes()
+        ops.linear_covariance(out[0], torch.empty(shape, dtype=dtype))
+    assert out.numpy().tobytes() == start.numpy().tobytes()
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 0, 4), (2, 3, 4, 0), (2, 0, 4, 4)])
@@ -454,9 +344,7 @@ def test_padding_of_empty_images_is_zero(shape):
     """Patches made of padding alone, and no channels at all, add nothing."""
     geometry = ((3, 3), (1, 1), (1, 2, 2, 1), (1, 1), 1)
     case = ConvCase(torch.empty(shape), geometry, torch.float32, TUNINGS[0])
-    omega = torch.ones(1, case.dim, 2)
     assert not np.any(run_conv(case))
-    assert not any(np.any(result) for result in run_conv_sketch(case, omega))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -467,19 +355,14 @@ def test_nan_passes_through(bad):
     case = ConvCase(x, SAME_3X3, torch.float32, TUNINGS[0])
     with np.errstate(invalid="ignore"):
         expected = oracles.conv_covariance(case.summed, *SAME_3X3)
-    actual, omega = run_conv(case), torch.ones(1, 27, 2)
+    actual = run_conv(case)
     clean = np.isfinite(expected)
     assert 0 < clean.sum() < clean.size
     assert np.array_equal(np.isfinite(actual), clean)
     magnitude = oracles.conv_covariance(np.abs(np.where(np.isfinite(case.summed), case.summed, 0)), *SAME_3X3)
     assert_within(actual[clean], expected[clean], full_bound(magnitude, 50, torch.float32)[clean])
-    sketch, total, trace = run_conv_sketch(case, omega)
-    assert not np.isfinite(sketch).any()  # every row takes part in uᵀΩ
-    assert np.array_equal(np.isfinite(total[0]), clean[0].any(1))
-    assert not np.isfinite(trace[0])
     rows = LinearCase(x[1, :, 0], torch.float32)  # [3, 5], the pixel in the first column
     assert np.array_equal(np.isfinite(run_linear(rows)), np.outer(range(5), range(5)) > 0)
-    assert np.array_equal(np.isfinite(run_linear_sketch(rows, torch.ones(5, 2))[1]), [False, True, True, True, True])
 
 
 # ---- threads and instruction sets ------------------------------------------------------------------------------------
@@ -492,20 +375,6 @@ def pack(x: torch.Tensor, geometry: tuple, dtype: torch.dtype, threads: int) -> 
     return next(all_patches.tiles(all_patches.count, dtype))[0]
 
 
-def moments(tile: torch.Tensor, threads: int) -> torch.Tensor:
-    """Σ and Σ² of the rows, added to 1 and 2."""
-    result = torch.tensor([[1.0], [2.0]], dtype=torch.float64).repeat(1, tile.shape[0])
-    native.module().add_row_moments(
-        tile.data_ptr(),
-        native.DTYPE_CODES[tile.dtype],
-        *tile.shape,
-        result[0].data_ptr(),
-        result[1].data_ptr(),
-        threads,
-    )
-    return result
-
-
 @pytest.mark.parametrize(("shape", "geometry"), LARGE)
 @pytest.mark.parametrize("dtype", SUMS)
 def test_threads_do_not_change_bits_of_the_core(shape, geometry, dtype):
@@ -515,33 +384,24 @@ def test_threads_do_not_change_bits_of_the_core(shape, geometry, dtype):
     assert np.array_equal(first.double().numpy(), expected)  # packing moves and widens: no rounding at all
     for threads in (2, 3):
         assert torch.equal(pack(x, geometry, dtype, threads), first)
-        assert torch.equal(moments(first, threads), moments(first, 1))
 
 
 def test_threads_change_products_within_rounding_only():
-    """MKL may divide a product otherwise among more threads (the first one here); Σu and Σ|u|² stay as they are."""
+    """MKL may divide a product otherwise among more threads (the first one here)."""
     cases = [
         ConvCase(randn(2, 3, 8, 8, seed=0), SAME_3X3, torch.float64, TUNINGS[0]),
         ConvCase(randn(2, 64, 9, 9, seed=0, dtype=torch.float32), SAME_3X3, torch.float32, TUNINGS[0]),
     ]
     for case in cases:
-        omega = randn(1, case.dim, 16, seed=1, dtype=case.sums)
-        moments_seen = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            sketched = run_conv_sketch(case, omega)
             assert_conv(case, run_conv(case), case.summed)
-            assert_conv_sketch(case, sketched, case.summed, omega)
-            moments_seen.append([result.tobytes() for result in sketched[1:]])
-        assert moments_seen[0] == moments_seen[1] == moments_seen[2]
 
 
 def test_one_thread_gives_the_same_bits_again():
     torch.set_num_threads(1)
     case = ConvCase(randn(2, 16, 9, 9, seed=0, dtype=torch.float32), SAME_3X3, torch.float32, TUNINGS[0])
-    omega = randn(1, case.dim, 16, seed=1, dtype=torch.float32)
-    first, again = ([run_conv(case), *run_conv_sketch(case, omega)] for _ in range(2))
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert np.array_equal(run_conv(case), run_conv(case))
 
 
 @pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16])
@@ -561,9 +421,6 @@ def check_core() -> None:
             tile = pack(x, geometry, dtype, 2)
             patches = oracles.conv_patches(x.double().numpy(), *geometry[:4], 1)[:, 0]
             assert np.array_equal(tile.double().numpy(), patches.T)
-            for actual, start, terms in zip(moments(tile, 2).numpy(), (1, 2), (patches, patches**2), strict=True):
-                bound = 2 * gamma(len(patches) + 2, torch.float64) * (start + np.abs(terms).sum(0))
-                assert_within(actual, start + terms.sum(0), bound)
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2"])
@@ -592,31 +449,24 @@ def growth(call):  # peak of the resident memory during the call, over what was 
     call()
     return status("VmHWM") - before
 
-def tensors(channels, columns=74):
-    d = 9 * channels
-    return torch.ones(1, d, columns), torch.ones(1, d), torch.ones(1), torch.ones(1, d, columns)
+def full(channels, size):
+    out, x = torch.ones(1, 9 * channels, 9 * channels), torch.ones(8, channels, size, size)
+    return growth(lambda: ops.conv2d_covariance(out, x, *geometry))
 
-def sketch(x):
-    *outputs, omega = tensors(x.shape[1])
-    return growth(lambda: ops.conv2d_covariance_sketch(*outputs, x, omega, *geometry))
-
-wide, large, rows = torch.ones(2, 512, 7, 7), torch.ones(8, 64, 56, 56), torch.ones(8192, 2048, dtype=torch.bfloat16)
-out, linear = torch.ones(1, 576, 576), (torch.ones(2048, 74), torch.ones(2048), torch.ones(()), torch.ones(2048, 74))
-print(growth(lambda: torch.ones(4608, 4608)), sketch(wide), sketch(large),
-      growth(lambda: ops.conv2d_covariance(out, large, *geometry)),
-      growth(lambda: ops.linear_covariance_sketch(*linear[:3], rows, linear[3])))
+rows, linear = torch.ones(8192, 2048, dtype=torch.bfloat16), torch.ones(2048, 2048)
+print(growth(lambda: torch.ones(4608, 4608)), full(64, 56), full(128, 28), full(16, 100),
+      growth(lambda: ops.linear_covariance(linear, rows)))
 """
 
 
 def test_memory_stays_at_a_few_tiles(run_python):
-    """A tile of 4 MB, its products, and what BLAS takes for itself, since it is resident memory that is looked at.
+    """A tile, or the workspace of the lag form, and what BLAS takes for itself, since resident memory is looked at.
 
-    The alternatives are far above: d×d for C512 3×3 takes 81 MiB, the unfolded input for N8 C64 H56 55 MiB, the
-    converted rows 64 MiB.
+    The alternatives are far above: the unfolded inputs take 55, 28 and 44 MiB, the converted rows 64 MiB.
     """
     meter, *extra = (int(word) for word in run_python(MEASURE).split())
     assert meter >= 80 << 20  # the meter sees a d×d matrix
-    assert max(extra) <= 24 << 20, extra
+    assert max(extra) <= 28 << 20, extra
 
 
 # ---- torch -----------------------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ def test_what_is_returned_is_consistent(dim, share, count, steps, kind, dtype):
     rank = max(1, round(share * dim))
     eigenvalues, U, R = ops.truncated_eigh(C, start_block(C, rank), steps)
     assert eigenvalues.dtype == torch.float64
+    rank = min(rank * (steps + 1), dim)  # of the Krylov space
     assert eigenvalues.shape == (count, rank)
     assert torch.all(eigenvalues.diff(dim=1) <= 1e-12)
     # Products of depth d and k in the working precision; ‖C‖ ≤ 3 here.
@@ -140,7 +141,9 @@ def test_slips_are_named(changes, said):
 def test_inspect_symmetric():
     C = torch.tensor([[[1.0, 2.0], [5.0, -7.0]], [[float("nan"), 0.0], [0.0, float("inf")]]])
     facts = ops.inspect_symmetric(C)
-    assert facts[0].tolist() == pytest.approx([0, 7, np.sqrt(2 * 9)])
-    assert facts[1, :2].tolist() == [2, 0]
+    # Non-finite entries, ‖C − Cᵀ‖, ‖C‖, trace, least diagonal entry.
+    assert facts[0].tolist() == pytest.approx([0, np.sqrt(2 * 9), np.sqrt(1 + 4 + 25 + 49), -6, -7])
+    assert facts[1, 0] == 2
+    assert facts[1, 1:].isnan().all()
     with pytest.raises(ValueError, match=r"expected \[count, d, d\]"):
         ops.inspect_symmetric(torch.zeros(2, 3))
