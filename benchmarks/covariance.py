@@ -20,18 +20,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import igm_fast.ops  # noqa: F401 - registers torch.ops.igm_fast
 from benchmarks import covariance_peers as peers
 from benchmarks.agreement import Agree, Facts, relative_error, require
 from benchmarks.networks import AUDIO, VIDEO, Source, batch, distinct, encoder, layer_inputs, settled
 from benchmarks.timing import Effort, Function, Record, compare
 from igm_fast.layers import conv_geometry, observable_layers
+from igm_fast.ops.covariance import add_covariance
+from igm_fast.ops.forms import Form
+from igm_fast.ops.patches import Patches, conv_patches
 from igm_fast.sketch import PROBES, RANK, SMALL
 
 QUESTION = "activation covariance of every convolution of ResNet-18: exact, sketch, batch mean; against KFAC libraries"
 
 FULL, SKETCH, BATCH_MEAN = "covariance full", "covariance sketch", "covariance batch mean"
 FORWARD = "forward pass"
+# The operator's own choice between its two forms, each of which is its peer: it should cost what the better one does.
+CHOICE = "covariance full, choice of form"
 # Sums of up to 401,408 products in float32, blocked by every library: about 1e-6 in practice.
 TOLERANCE = 1e-5
 BATCH, LARGE_BATCH = 8, 32
@@ -110,6 +114,8 @@ def run(effort: Effort) -> Iterator[Record]:
                     if usual or effort.scale == "long":
                         yield from _measure(cases[name], effort, headline=samples == BATCH and source is VIDEO)
                 if samples != LARGE_BATCH:
+                    for name in distinct(network, inputs):
+                        yield from _forms(cases[name], effort)
                     yield from _whole(network, x, list(cases.values()), source, effort)
         rows = torch.randn(64 if quick else 4096, 16 if quick else 512, generator=torch.Generator().manual_seed(0))
         linear = nn.Linear(rows.shape[1], rows.shape[1], bias=False)
@@ -150,6 +156,34 @@ def _measure(case: Case, effort: Effort, *, headline: bool) -> Iterator[Record]:
     for record in records:
         missing = unavailable if record["name"] == FULL else {}
         yield Record(**{**record, **case.amounts(record["name"]), "unavailable": missing})
+
+
+def _forms(case: Case, effort: Effort) -> Iterator[Record]:
+    """The form that the operator takes for the exact matrix, beside either one."""
+    if max(case.layer.kernel_size) == 1:  # a 1×1 kernel has one form
+        return
+    patches = conv_patches("benchmark", 2, case.x, *conv_geometry(case.layer))
+    ways: dict[Form, AddTo] = {form: _in_form(patches, form) for form in ("patches", "lags")}
+    u = case.patches(case.x.double())
+    C = u @ u.T
+    del u
+    yield from compare(
+        case.label,
+        ours={CHOICE: _over_batches(_Ours(case).full, C.shape)},
+        peers={f"as {form}": _over_batches(way, C.shape) for form, way in ways.items()},
+        agree=_agree_with(dict.fromkeys((CHOICE, *(f"as {form}" for form in ways)), C)),
+        effort=effort,
+        headlines=[],
+        **case.amounts(FULL),
+    )
+
+
+def _in_form(patches: Patches, form: Form) -> AddTo:
+    def add(out: Tensor) -> Tensor:
+        add_covariance(out[None], patches, 1.0, form)
+        return out
+
+    return add
 
 
 def _whole(network: nn.Module, x: Tensor, cases: Sequence[Case], source: Source, effort: Effort) -> Iterator[Record]:

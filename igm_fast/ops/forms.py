@@ -7,13 +7,14 @@ choice; ``python -m benchmarks covariance`` compares the choice with the better 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Literal
 
 import torch
 
 from igm_fast.ops.lag_plan import lag_plan, pairs_rows
 from igm_fast.ops.lags import part_samples
-from igm_fast.ops.patches import Patches
+from igm_fast.ops.patches import Patches, Window
 
 Form = Literal["patches", "lags"]
 
@@ -35,10 +36,15 @@ _PRODUCT = 3e3  # of each group in it
 
 def choose_form(patches: Patches, dtype: torch.dtype) -> Form:
     """Return the cheaper form."""
-    window = patches.window
+    return _choose(tuple(patches.input.shape), patches.window, patches.groups, dtype)
+
+
+@lru_cache(maxsize=1024)
+def _choose(shape: tuple[int, ...], window: Window, groups: int, dtype: torch.dtype) -> Form:
     taps = math.prod(window.kernel_size)
     if taps == 1 or taps > MOST_TAPS:
         return "patches"
+    patches = Patches(torch.empty(shape, device="meta"), window, groups)
     return "lags" if estimate_lags(patches, dtype) < estimate_patches(patches, dtype) else "patches"
 
 
