@@ -224,6 +224,24 @@ def test_damped_shares_from_their_definitions():
     assert spectrum.damped_along_activations == pytest.approx((3 * (1 - 0.25) + 1 * (1 - 0.64)) / 4)
 
 
+def test_two_extreme_eigenvalues_are_no_spectrum(tmp_path):
+    """The polynomial route knows λmax and λmin: drawn as numbers 1 and 2 they would look like a flat spectrum."""
+    folder = write_run(tmp_path / "run")
+    rows = json.loads((folder / "spectra.json").read_text())
+    for row in (row for row in rows if row["layer"] == "conv3"):
+        row |= {"route": "polynomial", "eigenvalues": [3.0, 2.9], "projector_eigenvalues": [0.67, 1.0]}
+    dump(folder / "spectra.json", rows)
+    text = write_report(folder).read_text()
+    assert "Not shown: 2 whose T is a polynomial of C" in text
+    assert {text.get_text() for text in figures.spectra(read_run(folder)).legends[0].get_texts()} == {
+        "conv1",
+        "conv2",
+        "head",
+    }
+    dump(folder / "spectra.json", [row | {"route": "polynomial"} for row in rows])
+    assert "Not shown: 8 whose T" in write_report(folder).read_text()
+
+
 def test_time_beyond_the_named_phases_is_called_other():
     assert figures.phase_seconds({"train": 3.0, "statistics": 0.0, "total": 4.0}) == {"train": 3.0, "other": 1.0}
     assert figures.phase_seconds({}) == {}

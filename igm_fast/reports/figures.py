@@ -122,8 +122,11 @@ def _line(axes: Axes, run: Run, split: str, branch: str, metric: str, **style: A
 
 @_styled
 def spectra(run: Run) -> Figure:
-    """Eigenvalues of the activations' second moment C (normalised, log) and of the projector T, last stage."""
-    rows = run.last_spectra()
+    """Eigenvalues of the activations' second moment C (normalised, log) and of the projector T, last stage.
+
+    Layers of which only the extreme eigenvalues are known are left out.
+    """
+    rows = [s for s in run.last_spectra() if s.ranked]
     sources = list(dict.fromkeys(s.source for s in rows))
     layers = list(dict.fromkeys(s.layer for s in rows))
     if len(layers) <= len(MODALITY_COLOURS):
@@ -134,7 +137,7 @@ def spectra(run: Run) -> Figure:
     grid = figure.subplots(2, len(sources), sharex="col", sharey="row", squeeze=False)
     for column, source in enumerate(sources):
         activations, projector = grid[0][column], grid[1][column]
-        for s in (s for s in rows if s.source == source and s.eigenvalues.size):
+        for s in (s for s in rows if s.source == source):
             index = np.arange(1, s.eigenvalues.size + 1)
             largest = s.eigenvalues[0] if s.eigenvalues[0] > 0 else 1.0
             shown = np.where(s.eigenvalues > 1e-8 * largest, s.eigenvalues / largest, np.nan)

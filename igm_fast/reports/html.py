@@ -150,8 +150,9 @@ def _spectra(run: Run) -> list[Markup]:
     if not rows:
         finished = NO_PROJECTORS if run.finished else "No projector has been computed so far."
         return [page.paragraph(finished)]
-    source = figures.save(figures.spectra(run), run.folder / "figures" / "spectra.png")
-    steep = [s for s in rows if s.eigenvalues.size > 1 and s.eigenvalues[0] > 0]
+    ranked = [s for s in rows if s.ranked]
+    source = figures.save(figures.spectra(run), run.folder / "figures" / "spectra.png") if ranked else None
+    steep = [s for s in ranked if s.eigenvalues.size > 1 and s.eigenvalues[0] > 0]
     ratio = np.median([s.eigenvalues[1] / s.eigenvalues[0] for s in steep]) if steep else None
     caption = (
         "Above: eigenvalues of the activations' second moment, divided by the largest. Below: eigenvalues of T; 1 lets \
@@ -160,6 +161,8 @@ a gradient direction pass, lower values damp it. "
     if ratio is not None:
         caption += f"The second eigenvalue is {ratio:.1%} of the largest (median over layers)"
         caption += ": mostly one direction is damped." if ratio < 0.1 else ": several directions are damped."
+    if len(ranked) < len(rows):
+        caption += f" Not shown: {len(rows) - len(ranked)} whose T is a polynomial of C, made without its spectrum."
     table = page.table(
         "Projectors of the last stage",
         [
@@ -183,7 +186,7 @@ a gradient direction pass, lower values damp it. "
                 (f"{s.error_bound:.1e}", s.error_bound),
                 1.0 - float(s.projector_eigenvalues.min(initial=1.0)),
                 (f"{s.damped_random:.1%}", s.damped_random),
-                (f"{s.damped_along_activations:.1%}", s.damped_along_activations),
+                (f"{s.damped_along_activations:.1%}", s.damped_along_activations) if s.ranked else ("–", None),
             ]
             for s in rows
         ],
@@ -193,8 +196,9 @@ a gradient direction pass, lower values damp it. "
         "Certified error bounds ‖T − T̂‖₂. The last two columns are the share of a gradient's energy that T takes away: "
         "for a random gradient, and for one distributed like the source's activations (over the known eigenvalues)."
     )
+    title = "Eigenvalues of the activation statistics and of the projectors T"
     return [
-        page.figure(source, "Eigenvalues of the activation statistics and of the projectors T", caption),
+        page.figure(source, title, caption) if source else page.paragraph(caption, "soft"),
         table,
         page.paragraph(note, "soft"),
     ]

@@ -48,6 +48,11 @@ class Spectrum:
     complement: float  # eigenvalue of T on the other dim − k directions
 
     @property
+    def ranked(self) -> bool:
+        """Whether the known eigenvalues are the largest ones in a row: the polynomial route has λmax and λmin only."""
+        return self.route != "polynomial" and self.eigenvalues.size > 0
+
+    @property
     def damped_random(self) -> float:
         """Share of a random (isotropic) gradient's energy that T takes away: 1 − tr(T²)/d."""
         kept = float(np.square(self.projector_eigenvalues).sum())
