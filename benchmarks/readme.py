@@ -29,14 +29,16 @@ def markdown(records: Sequence[Record]) -> str:
     """Return the block's content.
 
     Raises:
-        ValueError: records of different machines or settings, which one table must not mix.
+        ValueError: a table would mix machines or settings. Tables may differ in them: each has its line below.
     """
-    machines = {(r["machine"]["cpu"], r["machine"]["threads"], r["machine"]["torch"]) for r in records}
-    if len(machines) != 1:
-        raise ValueError(
-            f"results come from different machines or settings: {sorted(machines)}. Run `python -m benchmarks` again"
-        )
     parts = [HOW_TO_READ]
+    for name, group in by_name(records).items():
+        machines = {(r["machine"]["cpu"], r["machine"]["threads"], r["machine"]["torch"]) for r in group}
+        if len(machines) != 1:
+            raise ValueError(
+                f"results of {name} come from different machines or settings: {sorted(machines)}. "
+                f"Run `python -m benchmarks {name.split()[0]}` again"
+            )
     shown = [record for record in records if record["headline"]]
     parts += [f"**{name}**\n\n{_table(group)}" for name, group in by_name(shown).items()]
     parts.append(_slower(records))

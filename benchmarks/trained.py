@@ -47,17 +47,17 @@ def about() -> dict[str, object]:
     return said
 
 
-def train(data: MultimodalData, seed: int = 0) -> nn.Module:
-    """Return the trained network, in evaluation mode."""
+def train(data: MultimodalData, phases: tuple[tuple[int, int], ...] = PHASES, seed: int = 0) -> nn.Module:
+    """Return the trained network, in evaluation mode; phases: size of the pictures, epochs with them."""
     torch.manual_seed(seed)
     network = nn.Sequential(ResNet18(channels=3, width=512), nn.Linear(512, len(data.classes)))
     optimizer = torch.optim.SGD(network.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=5e-4)
-    steps = sum(epochs for _, epochs in PHASES) * (len(data.train) // BATCH)
+    steps = sum(epochs for _, epochs in phases) * (len(data.train) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    for size, epochs in PHASES:
+    for size, epochs in phases:
         for epoch in range(epochs):
             losses = []
-            for pictures, labels in _batches(data.train, size, torch.randperm(len(data.train))):
+            for pictures, labels in batches(data.train, size, torch.randperm(len(data.train))):
                 if len(labels) < BATCH:
                     continue
                 loss = functional.cross_entropy(network(pictures), labels)
@@ -74,7 +74,7 @@ def accuracy(network: nn.Module, part: MultimodalDataset) -> float:
     """Return the share of pictures whose class is found."""
     size = PHASES[-1][0]
     with torch.no_grad():
-        found = [(network(pictures).argmax(1) == labels).sum() for pictures, labels in _batches(part, size)]
+        found = [(network(pictures).argmax(1) == labels).sum() for pictures, labels in batches(part, size)]
     return float(sum(found)) / len(part)
 
 
@@ -82,7 +82,7 @@ def measure(network: nn.Module, part: MultimodalDataset) -> dict[str, Tensor]:
     """Return layer → eigenvalues of the second moment of its input, descending, float64."""
     encoder = network[0]
     with torch.no_grad(), ActivationCovariance(encoder, estimator="full") as covariance:
-        for pictures, _ in _batches(part, PHASES[-1][0]):
+        for pictures, _ in batches(part, PHASES[-1][0]):
             encoder(pictures)
     eigenvalues = {}
     for name in covariance:
@@ -91,7 +91,8 @@ def measure(network: nn.Module, part: MultimodalDataset) -> dict[str, Tensor]:
     return eigenvalues
 
 
-def _batches(part: MultimodalDataset, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(part: MultimodalDataset, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield enlarged pictures and their labels."""
     pictures = part.inputs["picture"]
     for chosen in (torch.arange(len(part)) if order is None else order).split(BATCH):
         enlarged = functional.interpolate(pictures[chosen], size=(size, size), mode="bilinear", antialias=True)
