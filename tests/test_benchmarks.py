@@ -644,7 +644,12 @@ def test_a_real_quick_run(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     records = json.loads(file.read_text())
-    assert {record["name"] for record in records} == {covariance.FULL, covariance.SKETCH, covariance.BATCH_MEAN}
+    assert {record["name"] for record in records} == {
+        covariance.FULL,
+        covariance.SKETCH,
+        covariance.BATCH_MEAN,
+        covariance.CHOICE,
+    }
     for record in records:
         assert set(record) == set(Record.__annotations__)
         assert set(record["rounds"]) == {"ours", *record["peers"], *record["references"]} == set(record["quartiles_ms"])
