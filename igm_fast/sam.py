@@ -26,6 +26,8 @@ _BASES: dict[str, dict[str, Any]] = {  # the options that only one base has, and
     "adamw": {"betas": (0.9, 0.999), "eps": 1e-8, "decoupled": True},
 }
 _SCOPES = ("global", "tensor")
+_DIRECTIONS = ("gradient", "momentum")
+_AVERAGES = {"sgd": "momentum_buffer", "adamw": "exp_avg"}  # the state that sums gradients up
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,19 @@ class SAM(Optimizer):
 
     Without ``perturb()``, or with rho = 0, ``step()`` is the plain base optimizer; :meth:`step` also takes a closure.
 
+    Cheaper ways to the same end; ask :attr:`perturbed` whether a second pass is due:
+
+    - ``every=n``: ``perturb()`` moves the weights at every n-th step only. There the part of ∇L(ω + ε) that is
+      orthogonal to g = ∇L(ω) is kept, v = g_s − (⟨g, g_s⟩/⟨g, g⟩) g, and the steps between descend with
+      g + reuse·(‖g‖/‖v‖) v: LookSAM (Liu, Mai, Chen, Hsieh, You, *Towards Efficient and Scalable Sharpness-Aware
+      Minimization*, CVPR 2022, algorithm 1). One more array per parameter is kept, and a second one between perturb()
+      and step(). ``reuse=0`` only skips.
+    - ``direction="momentum"``: ε = rho m/‖m‖ along the base's average m of earlier gradients (momentum buffer or
+      exp_avg). No pass is needed for it: ``perturb()`` comes first, then one forward and backward, then ``step()``
+      (Becker, Altrock, Risse, *Momentum-SAM: Sharpness Aware Minimization without Computational Overhead*, 2024).
+      Nothing moves in the first step.
+    - rho = 0 in the groups of all parameters but the heads': the second pass may start from stored features.
+
     - Groups may set every option but base and scope. The global norm runs over all parameters with a gradient, also
       those of groups with rho = 0, which are not moved. One dtype, device, rho, ``adaptive`` and ``maximize``: one
       call, whose norm stays on the device. Otherwise the norms of several calls meet on the host as float32, and
@@ -102,6 +117,9 @@ class SAM(Optimizer):
         rho: radius of the perturbation.
         adaptive: ASAM.
         scope: ``"global"``, or ``"tensor"``: each parameter is perturbed by rho, with a norm of its own.
+        every: steps from one perturbation to the next.
+        reuse: share of the gradient's length that the kept direction gets in between.
+        direction: ``"gradient"``, or ``"momentum"``.
         weight_decay: as the base has it in torch; 0 by default for AdamW too.
         maximize: ascend.
         momentum: of sgd, as are dampening and nesterov.
@@ -124,6 +142,9 @@ class SAM(Optimizer):
         rho: float = 0.05,
         adaptive: bool = False,
         scope: str = "global",
+        every: int = 1,
+        reuse: float = 0.7,
+        direction: str = "gradient",
         weight_decay: float = 0.0,
         maximize: bool = False,
         momentum: float = 0.0,
@@ -137,11 +158,16 @@ class SAM(Optimizer):
             raise ValueError(f"SAM: {nearest(base, _BASES, 'base')}")
         if scope not in _SCOPES:
             raise ValueError(f"SAM: {nearest(scope, _SCOPES, 'scope')}")
-        self.base, self.scope = base, scope
+        if direction not in _DIRECTIONS:
+            raise ValueError(f"SAM: {nearest(direction, _DIRECTIONS, 'direction')}")
+        self._check_reuse(base, every, reuse, direction, momentum)
+        self.base, self.scope, self.direction = base, scope, direction
+        self.every, self.reuse = every, reuse
         self._buffers: dict[Tensor, Tensor] = {}  # for backups: allocated once
         self._projections: dict[Tensor, _Projection] = {}
         options: dict[str, Any] = {"lr": lr, "rho": rho, "adaptive": adaptive}
         options |= {"weight_decay": weight_decay, "maximize": maximize}
+        options |= {"turn": 0}  # steps since the last perturbation; in the groups, because these are saved
         options |= {"momentum": momentum, "dampening": dampening, "nesterov": nesterov}
         options |= {"betas": betas, "eps": eps, "decoupled": decoupled}
         self._check_options(options)
@@ -175,25 +201,29 @@ class SAM(Optimizer):
                 "SAM.perturb: the weights are perturbed already, expected step() or restore() after each perturb(). "
                 "Write: backward(); perturb(); zero_grad(); backward(); step(); zero_grad()"
             )
-        if all(group["rho"] == 0.0 for group in self.param_groups):
+        if all(group["rho"] == 0.0 for group in self.param_groups) or self._turn != 0:
             return
+        directions = self._directions()
         options = {
             param: (group["rho"], group["adaptive"], group["maximize"])
             for group in self.param_groups
-            for param in self._with_gradient(group)
+            for param in group["params"]
+            if param in directions
         }
         batches = _batches(options, lambda param: (param.dtype, param.device, *options[param]))
         # The operator's norm is that of one call. With several, rho = 0 keeps the backups and measures; then all move.
         apart = self.scope == "global" and len(batches) > 1
         calls: list[tuple[list[Any], float, bool]] = []
         for (_, device, rho, adaptive, maximize), batch in batches.items():
-            grads = [-param.grad if maximize else param.grad for param in batch]  # type: ignore[operator]
+            grads = [-directions[param] if maximize else directions[param] for param in batch]
             backups = [self._buffer(param) for param in batch]
             norm = torch.empty(1 if self.scope == "global" else len(batch), dtype=torch.float32, device=device)
             lists = [self._laid_out(batch, batch), self._laid_out(batch, backups), norm, self._laid_out(batch, grads)]
             ops.sam_perturb(*lists, 0.0 if apart else rho, scope=self.scope, adaptive=adaptive)
             for param, backup in zip(batch, backups, strict=True):
                 self.state[param]["backup"] = backup
+                if self.every > 1:  # a copy: zero_grad(set_to_none=False) would clear it
+                    self.state[param]["gradient"] = directions[param].clone(memory_format=torch.preserve_format)
             calls.append((lists, rho, adaptive))
         if apart:
             norms = [float(lists[2]) for lists, *_ in calls]
@@ -229,11 +259,14 @@ class SAM(Optimizer):
         """
         loss = None if closure is None else self._passes(closure)
         self._put_back([param for param in self._perturbed_parameters() if param.grad is None])
+        gradients = self._gradients()
         for group in self.param_groups:
             batches = _batches(self._with_gradient(group), lambda p: (p.dtype, p.device, self._steps_done(p)))
             for (_, _, steps), batch in batches.items():
-                self._descend(group, batch, steps)
+                self._descend(group, batch, steps, gradients)
         self._forget_backups()
+        for group in self.param_groups:
+            group["turn"] = (group["turn"] + 1) % self.every
         return loss
 
     def set_projectors(
@@ -301,7 +334,9 @@ class SAM(Optimizer):
                     self.state[param][key] = torch.empty_like(param, dtype=dtype, requires_grad=False).copy_(value)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"base": self.base, "scope": self.scope, "_buffers": {}, "_projections": self._projections}
+        own: dict[str, Any] = {"base": self.base, "scope": self.scope}
+        own |= {"_buffers": {}, "_projections": self._projections}
+        own |= {"every": self.every, "reuse": self.reuse, "direction": self.direction}
         return super().__getstate__() | own
 
     def __repr__(self) -> str:
@@ -324,12 +359,58 @@ class SAM(Optimizer):
                 raise
         return loss
 
-    def _descend(self, group: dict[str, Any], batch: list[Tensor], steps: int) -> None:
+    @property
+    def _turn(self) -> int:
+        """Steps since the last one that perturbed; 0: this one does."""
+        turn: int = self.param_groups[0]["turn"]
+        return turn
+
+    def _directions(self) -> dict[Tensor, Tensor]:
+        """What ε goes along: gradients, or the averages of earlier ones where there are any."""
+        if self.direction == "gradient":
+            return {p: cast(Tensor, p.grad) for group in self.param_groups for p in self._with_gradient(group)}
+        name = _AVERAGES[self.base]
+        kept = ((p, self.state.get(p, {}).get(name)) for group in self.param_groups for p in group["params"])
+        return {param: average.to(param.dtype) for param, average in kept if average is not None}
+
+    def _gradients(self) -> dict[Tensor, Tensor]:
+        """The gradients to descend with; with ``every`` > 1 what LookSAM makes of them."""
+        given = {p: cast(Tensor, p.grad) for group in self.param_groups for p in self._with_gradient(group)}
+        if self.every == 1 or self.reuse == 0.0:
+            return given
+        if self.perturbed:
+            self._keep_direction({p: grad for p, grad in given.items() if "gradient" in self.state[p]})
+            return given
+        kept = [p for p in given if "direction" in self.state.get(p, {})]
+        if not kept:
+            return given
+        directions = [self.state[p]["direction"] for p in kept]
+        factor = self.reuse * _length([given[p] for p in kept]) / _length(directions)
+        factor = torch.where(factor.isfinite(), factor, 0.0)  # of a direction that is zero: nothing to re-use
+        for param, direction in zip(kept, directions, strict=True):
+            moved = given[param].to(direction.dtype) + factor.to(direction) * direction
+            given[param] = moved.to(param.dtype)
+        return given
+
+    def _keep_direction(self, second: Mapping[Tensor, Tensor]) -> None:
+        """Keep v = g_s − (⟨g, g_s⟩/⟨g, g⟩) g, over all parameters together."""
+        first = {p: self.state[p].pop("gradient") for p in second}
+        home = next(iter(first.values())).device
+        along = torch.stack([_dot(first[p], grad).to(home) for p, grad in second.items()]).sum()
+        factor = along / _length(list(first.values())).square()
+        factor = torch.where(factor.isfinite(), factor, 0.0)
+        for param, grad in second.items():
+            wide = state_dtype(param.dtype)
+            self.state[param]["direction"] = grad.to(wide) - factor.to(param.device, wide) * first[param].to(wide)
+
+    def _descend(
+        self, group: dict[str, Any], batch: list[Tensor], steps: int, gradients: Mapping[Tensor, Tensor]
+    ) -> None:
         """The base's step for parameters of one dtype and device that went through the same number of steps."""
         none = _Projection(batch[0].new_empty(0), batch[0].new_empty(0))
         projections = [self._projections.get(param, none) for param in batch]
         sources = [self.state.get(param, {}).get("backup", param) for param in batch]
-        grads = [T.gradient(cast(Tensor, param.grad)) for T, param in zip(projections, batch, strict=True)]
+        grads = [T.gradient(gradients[param]) for T, param in zip(projections, batch, strict=True)]
         rest = (
             self._laid_out(batch, sources),
             self._laid_out(batch, grads),
@@ -382,6 +463,7 @@ class SAM(Optimizer):
     def _forget_backups(self) -> None:
         for param in self._perturbed_parameters():
             del self.state[param]["backup"]
+            self.state[param].pop("gradient", None)
             if not self.state[param]:
                 del self.state[param]
 
@@ -419,6 +501,19 @@ class SAM(Optimizer):
                     return f"parameter {names[place]!r}" if names else f"parameter {place} of group {number}"
         raise AssertionError("only parameters of the optimizer are named")
 
+    @staticmethod
+    def _check_reuse(base: str, every: int, reuse: float, direction: str, momentum: float) -> None:
+        if not (isinstance(every, int) and every >= 1):
+            raise refuse("SAM", f"every={every!r}", "a whole number ≥ 1", "1 perturbs in every step.")
+        if not 0.0 <= reuse < math.inf:
+            raise refuse("SAM", f"reuse={reuse}", "a finite number ≥ 0", "0 re-uses nothing.")
+        if direction == "momentum" and base == "sgd" and momentum == 0.0:
+            given = "direction='momentum' with momentum=0"
+            raise refuse("SAM", given, "a momentum, along which to go", "Set momentum=0.9, or use base='adamw'.")
+        if direction == "momentum" and every > 1:
+            given = f"direction='momentum' with every={every}"
+            raise refuse("SAM", given, "every=1", "Without a second pass there is nothing to save.")
+
     def _check_options(self, options: Mapping[str, Any]) -> None:
         (other,) = _BASES.keys() - {self.base}
         for name, default in _BASES[other].items():
@@ -441,3 +536,15 @@ def _batches(params: Iterable[Tensor], key: Callable[[Tensor], Any]) -> dict[Any
     for param in params:
         batches[key(param)].append(param)
     return batches
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    wide = state_dtype(a.dtype)
+    return torch.dot(a.flatten().to(wide), b.flatten().to(wide)).double()
+
+
+def _length(tensors: Sequence[Tensor]) -> Tensor:
+    """‖·‖₂ of all together, float64, on the device of the first."""
+    home = tensors[0].device
+    squares = [_dot(tensor, tensor).to(home) for tensor in tensors]
+    return torch.stack(squares).sum().sqrt()

@@ -741,7 +741,7 @@ def test_hooks_repr_and_defaults():
     assert repr(optimizer).startswith("SAM (base='adamw', scope='tensor', projectors=0\nParameter Group 0")
     assert "rho: 0.07" in repr(optimizer)
     assert set(optimizer.defaults) == {
-        *("lr", "rho", "adaptive", "weight_decay", "maximize"),
+        *("lr", "rho", "adaptive", "weight_decay", "maximize", "turn"),
         *("betas", "eps", "decoupled"),
     }
     optimizer.zero_grad()
