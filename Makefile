@@ -3,6 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 NATIVE := CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
+# This environment gets CUDA kernels for the GPUs of this machine, and none where there is none: all architectures take
+# minutes. `pip install .` builds them all where there is an nvcc.
+GPUS   := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u | sed 's/$$/-real/' | paste -sd';')
+export IGM_FAST_CUDA       ?= $(if $(GPUS),AUTO,OFF)
+export IGM_FAST_CUDA_ARCHS ?= $(GPUS)
 
 .PHONY: train test bench lint format clean
 

@@ -35,6 +35,7 @@ Exit code: 0 done, 1 results disagree (or do not fit the README), 2 wrong usage,
 BENCHMARKS = {"covariance": covariance, "optimizer": optimizer, "projector": projector, "stage": stage}
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
+GPU = "gpu.json"  # written by python -m benchmarks.gpu
 README = FOLDER.parent / "README.md"
 DEFAULT_ROUNDS = {"quick": 3, "full": Effort.rounds, "long": Effort.rounds}
 # Enough for a look at quick cases, whose times mean nothing.
@@ -109,18 +110,24 @@ def _write(path: Path, records: Sequence[Record], draw: Callable[[Sequence[Recor
 
 
 def _write_readme() -> int:
-    files = sorted(RESULTS.glob("*.json"))
+    files = [file for file in sorted(RESULTS.glob("*.json")) if file.name != GPU]
     if not files:
         print(f"benchmarks: no results in {RESULTS}. Run `python -m benchmarks` first.", file=sys.stderr)
         return 1
-    records = [record for file in files for record in json.loads(file.read_text(encoding="utf-8"))]
+    gpu = [RESULTS / GPU] if (RESULTS / GPU).exists() else []
     try:
-        readme.rewrite(README, readme.markdown(records))
+        readme.rewrite(README, readme.markdown(_read(files)))
+        of_gpu = readme.markdown(_read(gpu)) if gpu else readme.NO_GPU
+        readme.rewrite(README, of_gpu, readme.GPU_BEGIN, readme.GPU_END)
     except ValueError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
-    print(f"Written: {README}, from {', '.join(file.name for file in files)}")
+    print(f"Written: {README}, from {', '.join(file.name for file in files + gpu)}")
     return 0
+
+
+def _read(files: Sequence[Path]) -> list[Record]:
+    return [record for file in files for record in json.loads(file.read_text(encoding="utf-8"))]
 
 
 def _effort(arguments: argparse.Namespace) -> Effort:

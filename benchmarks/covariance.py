@@ -125,7 +125,7 @@ def run(effort: Effort) -> Iterator[Record]:
 def _measure(case: Case, effort: Effort, *, headline: bool) -> Iterator[Record]:
     """All three statistics of one layer; what they share is measured once."""
     layer, x = case.layer, case.x
-    ways = _Ours(case)
+    ways = Ours(case)
     libraries, unavailable = peers.libraries(layer, x)
     exact = {"unfold+mm": peers.unfold_mm(layer, x), **libraries}
     mean = {"mean, unfold+mm": peers.mean_unfold_mm(layer, x)}
@@ -169,7 +169,7 @@ def _forms(case: Case, effort: Effort) -> Iterator[Record]:
     del u
     yield from compare(
         case.label,
-        ours={CHOICE: _over_batches(_Ours(case).full, C.shape)},
+        ours={CHOICE: _over_batches(Ours(case).full, C.shape)},
         peers={f"as {form}": _over_batches(way, C.shape) for form, way in ways.items()},
         agree=_agree_with(dict.fromkeys((CHOICE, *(f"as {form}" for form in ways)), C)),
         effort=effort,
@@ -188,7 +188,7 @@ def _in_form(patches: Patches, form: Form) -> AddTo:
 
 def _whole(network: nn.Module, x: Tensor, cases: Sequence[Case], source: Source, effort: Effort) -> Iterator[Record]:
     """All layers one after the other, as in a pass over one batch."""
-    ours = [_Ours(case) for case in cases]
+    ours = [Ours(case) for case in cases]
     matrices = [(case.dim, case.dim) for case in cases]
     images = [(case.dim, case.dim if case.is_small else case.columns) for case in cases]
     unfold_mm = [peers.unfold_mm(case.layer, case.x) for case in cases]
@@ -230,15 +230,16 @@ def _whole(network: nn.Module, x: Tensor, cases: Sequence[Case], source: Source,
         yield Record(**{**record, **{key: sum(each[key] for each in amounts) for key in amounts[0]}})
 
 
-class _Ours:
+class Ours:
     """Our operators on one case; each method adds to the tensor that it is given, and returns it."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
         self.geometry = conv_geometry(case.layer) if isinstance(case.layer, nn.Conv2d) else None
         generator = torch.Generator().manual_seed(0)
-        self.omega = torch.linalg.qr(torch.randn(case.dim, case.columns, generator=generator))[0].contiguous()
-        self.total, self.trace = torch.zeros(1, case.dim), torch.zeros(1)
+        omega = torch.linalg.qr(torch.randn(case.dim, case.columns, generator=generator))[0].contiguous()
+        self.omega = omega.to(case.x.device)
+        self.total, self.trace = (torch.zeros(1, *shape, device=case.x.device) for shape in ((case.dim,), ()))
 
     def full(self, out: Tensor) -> Tensor:
         """Σ u uᵀ."""

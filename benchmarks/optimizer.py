@@ -103,7 +103,7 @@ def _without_projectors(case: str, start: list[Tensor], base: str, effort: Effor
         ours={f"optimizer SAM {base}": _contestant(start, lambda params: SAM(params, base, rho=RHO, **options))},
         peers=peers,
         references={f"torch {base} alone, fused": alone.step, "copy of as many bytes": _copy_of(bytes_moved)},
-        agree=_same_updates(start),
+        agree=same_updates(start, "textbook SAM"),
         effort=effort,
         unavailable=unavailable,
         bytes_moved=bytes_moved,
@@ -112,7 +112,7 @@ def _without_projectors(case: str, start: list[Tensor], base: str, effort: Effor
 
 def _with_projectors(case: str, start: list[Tensor], effort: Effort) -> list[Record]:
     options = OPTIONS["sgd"]
-    projectors = [_projector(tensor[0].numel()) if tensor.dim() == 4 else None for tensor in start]
+    projectors = [projector_of_rank(tensor[0].numel()) if tensor.dim() == 4 else None for tensor in start]
     dense = [None if projector is None else projector.dense() for projector in projectors]
 
     def ours(params: list[nn.Parameter]) -> SAM:
@@ -144,7 +144,7 @@ def _with_projectors(case: str, start: list[Tensor], effort: Effort) -> list[Rec
             "ours without projectors": _contestant(start, lambda params: SAM(params, "sgd", rho=RHO, **options)),
             "textbook SAM without projectors": _contestant(start, lambda params: textbook(params, {})),
         },
-        agree=_same_updates(start),
+        agree=same_updates(start, "textbook SAM, dense T"),
         effort=effort,
         bytes_moved=BYTES_PER_PARAMETER["sgd"] * sum(tensor.numel() for tensor in start),
     )
@@ -181,7 +181,7 @@ def _contestant(start: list[Tensor], build: Build) -> Contestant:
     return Contestant(params, build(params))
 
 
-def _projector(dim: int) -> Projector:
+def projector_of_rank(dim: int) -> Projector:
     """A projector of fixed rank whose spectrum falls as that of activations; no more than an eighth of d."""
     rank = min(PROJECTOR_RANK, dim // 8)
     generator = torch.Generator().manual_seed(dim)
@@ -191,8 +191,8 @@ def _projector(dim: int) -> Projector:
     return Projector(dim, 1, function, "truncated", eigenvalues, torch.exp(-TAU * eigenvalues), 0.99, 0.01, basis=basis)
 
 
-def _same_updates(start: list[Tensor]) -> Agree:
-    """The first step's change of all weights, then ε and the change in the second step, against the first peer."""
+def same_updates(start: list[Tensor], reference: str) -> Agree:
+    """The first step's change of all weights, then ε and the change in the second step, against one of the peers."""
     begin = _flat(start)
 
     def second_step(contestant: Contestant) -> tuple[Tensor, Tensor, Tensor]:
@@ -204,7 +204,7 @@ def _same_updates(start: list[Tensor]) -> Agree:
 
     def agree(results: Mapping[str, Contestant]) -> dict[str, Facts]:
         updates = {name: second_step(contestant) for name, contestant in results.items()}
-        expected = updates["textbook SAM" if "textbook SAM" in updates else "textbook SAM, dense T"]
+        expected = updates[reference]
         facts: dict[str, Facts] = {}
         for name, (first, epsilon, second) in updates.items():
             step = max(relative_error(first, expected[0]), relative_error(second, expected[2]))

@@ -9,6 +9,8 @@ from benchmarks.table import by_name, duration, interval, machine_line
 from benchmarks.timing import OURS, Ratio, Record
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+GPU_BEGIN, GPU_END = "<!-- gpu-benchmarks:begin -->", "<!-- gpu-benchmarks:end -->"
+NO_GPU = "The CUDA kernels have not been timed on a GPU yet; `benchmarks/gpu.sh` does it on a machine that has one."
 # Columns that a benchmark adds from its facts.
 COLUMNS: dict[str, dict[str, Callable[[Record], str]]] = {
     "covariance": {"extra memory: ours, first peer": lambda record: _memory(record)},
@@ -51,18 +53,18 @@ def markdown(records: Sequence[Record]) -> str:
     return "\n\n".join(parts)
 
 
-def rewrite(path: Path, content: str) -> None:
+def rewrite(path: Path, content: str, begin: str = BEGIN, end: str = END) -> None:
     """Put content between the two markers of a file; doing it twice changes nothing.
 
     Raises:
         ValueError: the markers are not there exactly once, in order.
     """
     text = path.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in before + after:
-        raise ValueError(f"{path}: expected {BEGIN} and then {END}, each once; put them where the table belongs")
-    path.write_text(f"{before}{BEGIN}\n{content}\n{END}{after}", encoding="utf-8")
+    before, has_begin, rest = text.partition(begin)
+    _, has_end, after = rest.partition(end)
+    if not has_begin or not has_end or begin in rest or end in before + after:
+        raise ValueError(f"{path}: expected {begin} and then {end}, each once; put them where the table belongs")
+    path.write_text(f"{before}{begin}\n{content}\n{end}{after}", encoding="utf-8")
 
 
 def _table(group: Sequence[Record]) -> str:

@@ -67,11 +67,22 @@ def duration(ms: float) -> str:
 
 def machine_line(machine: Mapping[str, Any]) -> str:
     """Return what a reader needs to know of the machine."""
+    if "device" in machine:
+        return _device_line(machine)
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['isa']} kernels, {machine['threads']} threads, load "
         f"{machine['load'] or 0:.1f}; copies {machine['peak_bytes_per_s'] / 1e9:.0f} GB/s, float32 products "
         f"{machine['peak_flops_per_s'] / 1e9:.0f} GFLOP/s; torch {machine['torch']}, igm_fast {machine['igm_fast']} at "
         f"{machine['commit']}, {machine['date'][:10]}"
+    )
+
+
+def _device_line(machine: Mapping[str, Any]) -> str:
+    products = ", ".join(f"{name} {flops / 1e12:.0f}" for name, flops in machine["products_flops_per_s"].items())
+    return (
+        f"{machine['device']}, compute capability {machine['capability']}, driver {machine['driver']}; copies "
+        f"{machine['peak_bytes_per_s'] / 1e9:.0f} GB/s, products in TFLOP/s: {products}; torch {machine['torch']}, "
+        f"igm_fast {machine['igm_fast']} at {machine['commit']} with kernels {machine['route']}, {machine['date'][:10]}"
     )
 
 

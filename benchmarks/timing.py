@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -23,6 +24,7 @@ from benchmarks.memory import Peak
 
 Function = Callable[[], object]
 Clock = Callable[[], int]  # nanoseconds
+Timer = Callable[[Function, int], float]  # function, calls → milliseconds per call
 
 OURS = "ours"
 CONFIDENCE = 0.95
@@ -117,6 +119,8 @@ def compare(
     bytes_moved: int | None = None,
     flops: int | None = None,
     clock: Clock = time.perf_counter_ns,
+    timer: Timer | None = None,
+    peak: type[Peak] = Peak,
 ) -> list[Record]:
     """Check that results agree, then time everything in turn; one record per entry of ``ours``.
 
@@ -139,6 +143,8 @@ def compare(
         bytes_moved: compulsory memory traffic of one call of ours.
         flops: arithmetic of one call of ours.
         clock: nanoseconds; tests give their own.
+        timer: takes a sample of one call in its own way; None: the clock, around as many calls as fill a millisecond.
+        peak: measures the peak of memory of a first call.
 
     Raises:
         DisagreementError: two results differ by more than ``agree`` allows.
@@ -151,15 +157,17 @@ def compare(
     estimates, results, memory = {}, {}, dict[str, Facts]()
     for name, function in functions.items():
         time.sleep(rest_s)
-        with Peak() as peak:
+        with peak() as used:
             began = clock()
             results[name] = function()
             estimates[name] = (clock() - began) / 1e6
-        memory[name] = {} if peak.bytes is None else {"peak_bytes": peak.bytes}
+        memory[name] = {} if used.bytes is None else {"peak_bytes": used.bytes}
     facts = agree({name: results[name] for name in compared})
     facts = {name: {**memory[name], **said} for name, said in facts.items()}
     del results
-    samples = _measure(functions, estimates, effort, clock, few or {}, rest_s)
+    sample_ms = _SAMPLE_MS if timer is None else 0.0
+    timer = timer or partial(_time, clock=clock)
+    samples = _measure(functions, estimates, effort, timer, sample_ms, few or {}, rest_s)
 
     records = []
     for name in ours:
@@ -218,7 +226,8 @@ def _measure(
     functions: Mapping[str, Function],
     estimates: Mapping[str, float],
     effort: Effort,
-    clock: Clock,
+    timer: Timer,
+    sample_ms: float,
     few: Mapping[str, int],
     rest_s: float,
 ) -> dict[str, Samples]:
@@ -231,8 +240,8 @@ def _measure(
             continue
         if estimate < 1e3 * effort.budget_s / LEAST_ROUNDS:  # the first call also paid for set-up: warm up, look again
             time.sleep(rest_s)
-            estimate = _time(function, 1, clock)
-        calls[name] = min(_MOST_CALLS, math.ceil(_SAMPLE_MS / max(estimate, _SAMPLE_MS / _MOST_CALLS)))
+            estimate = timer(function, 1)
+        calls[name] = max(1, min(_MOST_CALLS, math.ceil(sample_ms / max(estimate, _SAMPLE_MS / _MOST_CALLS))))
         affordable = int(1e3 * effort.budget_s / max(estimate * calls[name], 1e-6))
         rounds[name] = min(effort.rounds, max(LEAST_ROUNDS, affordable))
     collects = gc.isenabled()
@@ -245,7 +254,7 @@ def _measure(
                     time.sleep(rest_s)
                     if estimates[name] < _BRIEF_MS:
                         functions[name]()
-                samples[name].append(_time(functions[name], calls[name], clock))
+                samples[name].append(timer(functions[name], calls[name]))
     finally:
         if collects:
             gc.enable()

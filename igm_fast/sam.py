@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from igm_fast.names import nearest
+from igm_fast.ops.update import device_basis
 from igm_fast.ops.update_checks import refuse, state_dtype
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class _Projection:
     sigma: Tensor
     complement: float = 1.0
     dense: Tensor | None = None  # [groups, d, d]: multiplied before the fused step
+    reordered: dict[tuple[int, ...], Tensor] = field(default_factory=dict, repr=False)  # by shape and memory order
 
     @classmethod
     def of(cls, projector: Projector, param: Tensor) -> _Projection:
@@ -50,7 +52,7 @@ class _Projection:
         basis, sigma = move(projector.basis), move(projector.sigma)
         if basis.shape[-1] == 0:  # T = cI: to the operator an empty U means T = I, a column of zeros does not
             basis, sigma = nn.functional.pad(basis, (0, 1)), nn.functional.pad(sigma, (0, 1))
-        return cls(basis, sigma, float(projector.complement))
+        return cls(_readable(basis), sigma, float(projector.complement))
 
     def gradient(self, grad: Tensor) -> Tensor:
         """G for the fused step; G T where T is dense."""
@@ -60,11 +62,20 @@ class _Projection:
         return (rows @ self.dense).to(grad.dtype).reshape(grad.shape)
 
     def basis_for(self, param: Tensor, order: Sequence[int]) -> Tensor:
-        """U with its rows in the order in which the parameter's columns lie in memory."""
+        """U with its rows in the order in which the parameter's columns lie in memory; made once per order."""
         if self.basis.numel() == 0 or list(order) == sorted(order):
             return self.basis
-        columns = torch.arange(self.basis.shape[-2], device=param.device).view(param.shape[1:])
-        return self.basis[..., columns.permute([axis - 1 for axis in order[1:]]).flatten(), :]
+        key = (*param.shape, *order)
+        if key not in self.reordered:
+            columns = torch.arange(self.basis.shape[-2], device=param.device).view(param.shape[1:])
+            columns = columns.permute([axis - 1 for axis in order[1:]]).flatten()
+            self.reordered[key] = _readable(self.basis[..., columns, :])
+        return self.reordered[key]
+
+
+def _readable(basis: Tensor) -> Tensor:
+    """U in the memory layout that the fused step reads in place, which each step would make anew otherwise."""
+    return device_basis(basis) if basis.is_cuda else basis
 
 
 class SAM(Optimizer):
@@ -101,8 +112,8 @@ class SAM(Optimizer):
 
     - Groups may set every option but base and scope. The global norm runs over all parameters with a gradient, also
       those of groups with rho = 0, which are not moved. One dtype, device, rho, ``adaptive`` and ``maximize``: one
-      call, whose norm stays on the device. Otherwise the norms of several calls meet on the host as float32, and
-      gradients are read twice.
+      call. Otherwise the norms of several calls meet as float32 on the device of one, and gradients are read twice.
+      On CUDA neither ``perturb()`` nor ``step()`` waits for the device; an ``lr`` on it is waited for.
     - Parameters are float32, float64 or bfloat16 (states: float32, float64, float32), contiguous or channels_last.
     - Accumulation: call backward several times before ``perturb()``, and the same batches again before ``step()``.
     - Several devices: DDP has averaged the gradients, so ε is the same everywhere. Under ``no_sync()`` in the first
@@ -226,11 +237,11 @@ class SAM(Optimizer):
                     self.state[param]["gradient"] = directions[param].clone(memory_format=torch.preserve_format)
             calls.append((lists, rho, adaptive))
         if apart:
-            norms = [float(lists[2]) for lists, *_ in calls]
-            total = math.hypot(*norms)
-            for share, (lists, rho, adaptive) in zip(norms, calls, strict=True):
-                if 0.0 < total < math.inf:
-                    ops.sam_perturb(*lists, rho * share / total, adaptive=adaptive)
+            home = calls[0][0][2].device
+            norms = torch.cat([call[2].to(home) for call, *_ in calls])
+            total = torch.linalg.vector_norm(norms, dtype=torch.float64).float()
+            for call, rho, adaptive in calls:
+                ops.sam_perturb(*call, rho, adaptive=adaptive, total=total.to(call[2].device))
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -265,7 +265,7 @@ def test_the_optimizers_check_notices_another_rho():
     def contestant(rho: float) -> optimizer.Contestant:
         return optimizer._contestant(start, lambda params: SAM(params, "sgd", rho=rho, **options))()
 
-    agree = optimizer._same_updates(start)
+    agree = optimizer.same_updates(start, "textbook SAM")
     assert agree({"textbook SAM": contestant(0.05), "thing": contestant(0.05)})["thing"]["step_error"] == 0.0
     with pytest.raises(DisagreementError, match="error of the perturbation"):
         agree({"textbook SAM": contestant(0.05), "thing": contestant(0.06)})
@@ -511,7 +511,8 @@ def test_results_of_two_machines_share_no_table():
 
 def test_the_repositorys_readme_has_the_block():
     text = (ROOT / "README.md").read_text()
-    assert text.count(readme.BEGIN) == text.count(readme.END) == 1
+    for marker in (readme.BEGIN, readme.END, readme.GPU_BEGIN, readme.GPU_END):
+        assert text.count(marker) == 1
 
 
 def test_figure_of_records_without_intervals_and_with_several_panels(tmp_path):
@@ -560,7 +561,8 @@ def results(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(command, "README", tmp_path / "README.md")
     monkeypatch.setattr(machine, "facts", lambda: dict(MACHINE))
     monkeypatch.setattr(machine, "peaks", lambda effort: {})  # noqa: ARG005
-    (tmp_path / "README.md").write_text(f"{readme.BEGIN}\n{readme.END}\n")
+    markers = (readme.BEGIN, readme.END, readme.GPU_BEGIN, readme.GPU_END)
+    (tmp_path / "README.md").write_text("\n".join(markers) + "\n")
     return tmp_path / "results"
 
 

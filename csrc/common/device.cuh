@@ -1,6 +1,7 @@
 #pragma once
 
-// All that device code may use. This is the body for nvcc; the tests bring one that runs the same kernels on a CPU.
+// All that device code may use. This is the body for nvcc and NVRTC; the tests bring one that runs the same kernels on
+// a CPU (tests/emulation/common). Matrix units and asynchronous copies: tensor_core.cuh.
 
 #include "common/element.hpp"
 
@@ -8,13 +9,43 @@
 #define IGM_SHARED __shared__
 #define IGM_DEVICE __device__ __forceinline__
 #define IGM_BLOCKS(threads, per_multiprocessor) __launch_bounds__(threads, per_multiprocessor)
+// Before a loop whose index chooses among registers, where the compiler would not unroll it by itself.
+#define IGM_UNROLL _Pragma("unroll")
+// … and before one whose turns, side by side, would take more registers than there are.
+#define IGM_NO_UNROLL _Pragma("unroll 1")
+// Before a loop that the compiler would unroll at the cost of registers that are needed elsewhere.
+#define IGM_ROLLED _Pragma("unroll 1")
 
 namespace igm {
+
+constexpr int kWarp = 32;
 
 IGM_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 IGM_DEVICE int block_size() { return static_cast<int>(blockDim.x); }
 IGM_DEVICE long long block_index() { return static_cast<long long>(blockIdx.x); }
 IGM_DEVICE void barrier() { __syncthreads(); }
+
+// Within a warp; every lane takes part.
+IGM_DEVICE int lane_index() { return thread_index() % kWarp; }
+IGM_DEVICE int warp_index() { return thread_index() / kWarp; }
+IGM_DEVICE void warp_barrier() { __syncwarp(); }
+template <class T>
+IGM_DEVICE T shuffle_xor(T value, int mask) {
+    return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+template <class T>
+IGM_DEVICE T shuffle(T value, int source_lane) {
+    return __shfl_sync(0xffffffffu, value, source_lane);
+}
+IGM_DEVICE bool any_lane(bool condition) { return __any_sync(0xffffffffu, condition) != 0; }
+// True on all threads if it is on one; also a barrier.
+IGM_DEVICE bool any_thread(bool condition) { return __syncthreads_or(condition) != 0; }
+
+// The shared memory whose size the launch plan says, at 16-byte alignment.
+IGM_DEVICE unsigned char* dynamic_shared() {
+    extern __shared__ __align__(16) unsigned char bytes[];
+    return bytes;
+}
 
 // One 128-bit access to global memory; the address must be a multiple of 16. The store is an intrinsic because nvcc 13
 // splits a plain store of a vector that was just loaded into four: 1.4 times the sectors.

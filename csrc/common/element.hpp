@@ -30,7 +30,11 @@ template <class To, class From>
 IGM_INLINE To bit_cast(From value) {
     static_assert(sizeof(To) == sizeof(From), "same size");
     To result;
+#ifdef __CUDACC_RTC__  // knows no builtins of the host's compiler, but memcpy without a header
+    memcpy(&result, &value, sizeof(To));
+#else
     __builtin_memcpy(&result, &value, sizeof(To));
+#endif
     return result;
 }
 

@@ -1,8 +1,16 @@
 #pragma once
 
-#include <cstdint>
-#include <string>
+// What the host asks of a GPU, as plain data. The functions that make lists of launches (…_launches) are ordinary C++:
+// tests read them without a GPU, and whoever can start kernels executes them: the CUDA runtime (execute.cu), CuPy
+// (igm_fast/ops/nvrtc.py), or the tests' emulator.
 
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "common/element.hpp"
 #include "common/error.hpp"
 
 namespace igm {
@@ -32,5 +40,48 @@ inline void check_plan(const char* kernel, const LaunchPlan& plan, const DeviceL
                     limits.max_shared_bytes, " bytes"),
                "Split the list of tensors over several calls.");
 }
+
+struct KernelLaunch {
+    std::string kernel;  // the instance as an expression: igm::perturb_kernel<false, float>
+    LaunchPlan plan;
+    std::vector<unsigned char> params;  // the kernel's one argument, by value
+};
+
+// Launches on one stream, in order.
+using Launches = std::vector<KernelLaunch>;
+
+// What every driver takes as kernel arguments; newer ones take more.
+constexpr size_t kMaxParameterBytes = 4096;
+
+template <class Params>
+KernelLaunch make_launch(std::string kernel, const LaunchPlan& plan, const Params& params) {
+    static_assert(std::is_trivially_copyable<Params>::value, "parameters travel as bytes");
+    static_assert(sizeof(Params) <= kMaxParameterBytes, "more than a kernel launch takes");
+    std::vector<unsigned char> bytes(sizeof(Params));
+    std::memcpy(bytes.data(), &params, sizeof(Params));
+    return {std::move(kernel), plan, std::move(bytes)};
+}
+
+// Names of template arguments, as instances.cuh spells them.
+template <class T>
+const char* type_name();
+template <>
+inline const char* type_name<float>() {
+    return "float";
+}
+template <>
+inline const char* type_name<double>() {
+    return "double";
+}
+template <>
+inline const char* type_name<BFloat16>() {
+    return "igm::BFloat16";
+}
+template <>
+inline const char* type_name<Float16>() {
+    return "igm::Float16";
+}
+
+inline const char* bool_name(bool value) { return value ? "true" : "false"; }
 
 }  // namespace igm

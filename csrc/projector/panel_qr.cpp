@@ -7,6 +7,7 @@
 
 #include "common/isa.hpp"
 #include "common/parallel.hpp"
+#include "projector/pseudo_random.hpp"
 
 namespace igm {
 
@@ -181,15 +182,6 @@ void scale_columns(T* panel, int64_t rows, int64_t columns) {
             panel[row * columns + j] = std::ldexp(panel[row * columns + j], -exponents[j]);
         }
     }
-}
-
-// Uniform in [−1, 1) from the place alone (SplitMix64's mixing): the same replacement on every machine.
-double pseudo_random(uint64_t round, uint64_t row, uint64_t column) {
-    uint64_t bits = (round << 48) + (column << 32) + row + 0x9e3779b97f4a7c15u;
-    bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9u;
-    bits = (bits ^ (bits >> 27)) * 0x94d049bb133111ebu;
-    bits ^= bits >> 31;
-    return static_cast<double>(bits >> 11) * 0x1p-52 - 1.0;
 }
 
 enum class Outcome { kOrthonormal, kNotFinite, kRoundsExhausted };

@@ -76,7 +76,8 @@ void run(const PerturbTensors& tensors, const PerturbOptions& options, float* no
     std::vector<double> scales(sums.size());
     for (size_t index = 0; index < sums.size(); ++index) {
         norm[index] = static_cast<float>(std::sqrt(sums[index]));
-        scales[index] = perturb_scale(options.rho, std::sqrt(sums[index]));
+        scales[index] =
+            perturb_scale(options.rho, options.total == nullptr ? std::sqrt(sums[index]) : double{*options.total});
     }
 
     // Last chunk first: the end of the gradient is what the caches still hold from the sum above.

@@ -10,46 +10,11 @@
 // below that (2 float64 operations per element in 1). Accesses are 128 bits wide where the addresses allow; the order
 // of summation is the same where they do not, so alignment changes no bit.
 
-#include "common/device.cuh"
+#include "common/pack.cuh"
 #include "update/perturb_list.hpp"
 #include "update/perturb_rule.hpp"
 
 namespace igm {
-
-template <class T>
-struct alignas(16) Pack {
-    static constexpr int kElements = 16 / static_cast<int>(sizeof(T));
-    T elements[kElements];
-};
-
-template <class T>
-IGM_DEVICE bool is_aligned(const T* address) {
-    return reinterpret_cast<unsigned long long>(address) % 16 == 0;
-}
-
-template <bool kAligned, class T>
-IGM_DEVICE Pack<T> load_pack(const T* address) {
-    if constexpr (kAligned) {
-        return bit_cast<Pack<T>>(load_128(address));
-    } else {
-        Pack<T> pack;
-        for (int i = 0; i < Pack<T>::kElements; ++i) {
-            pack.elements[i] = address[i];
-        }
-        return pack;
-    }
-}
-
-template <bool kAligned, class T>
-IGM_DEVICE void store_pack(T* address, const Pack<T>& pack) {
-    if constexpr (kAligned) {
-        store_128(address, bit_cast<Vector128>(pack));
-    } else {
-        for (int i = 0; i < Pack<T>::kElements; ++i) {
-            address[i] = pack.elements[i];
-        }
-    }
-}
 
 // The chunk of this block.
 template <class T>
@@ -115,29 +80,28 @@ IGM_DEVICE double thread_sum(const PerturbChunk<T>& chunk) {
 }
 
 template <bool kAdaptive, class T>
-IGM_KERNEL IGM_BLOCKS(kPerturbThreads, kPerturbResident)
-    norm_partials_kernel(const PerturbList<T> list, double* partials) {
-    const PerturbChunk<T> chunk(list, block_index());
+IGM_KERNEL IGM_BLOCKS(kPerturbThreads, kPerturbResident) norm_partials_kernel(const NormPartials<T> params) {
+    const PerturbChunk<T> chunk(params.list, block_index());
     double sum = chunk.aligned ? thread_sum<kAdaptive, true>(chunk) : thread_sum<kAdaptive, false>(chunk);
     sum = block_sum<kPerturbThreads>(sum);
     if (thread_index() == 0) {
-        partials[block_index()] = sum;
+        params.partials[block_index()] = sum;
     }
 }
 
-static IGM_KERNEL IGM_BLOCKS(kPerturbThreads, kPerturbResident)
-    norm_final_kernel(const NormRanges ranges, const double* partials, double rho, float* norms, double* scales) {
+static IGM_KERNEL IGM_BLOCKS(kPerturbThreads, kPerturbResident) norm_final_kernel(const NormFinal params) {
     const long long norm_index = block_index();
     double sum = 0.0;
-    for (long long i = ranges.begin[norm_index] + thread_index(); i < ranges.begin[norm_index + 1];
+    for (long long i = params.begin[norm_index] + thread_index(); i < params.begin[norm_index + 1];
          i += kPerturbThreads) {
-        sum += partials[i];
+        sum += params.partials[i];
     }
     sum = block_sum<kPerturbThreads>(sum);
     if (thread_index() == 0) {
         const double norm = sqrt(sum);
-        norms[norm_index] = static_cast<float>(norm);
-        scales[norm_index] = perturb_scale(rho, norm);
+        params.norms[norm_index] = static_cast<float>(norm);
+        params.scales[norm_index] =
+            perturb_scale(params.rho, params.total == nullptr ? norm : static_cast<double>(*params.total));
     }
 }
 
@@ -167,12 +131,10 @@ IGM_DEVICE void perturb_elements(const PerturbChunk<T>& chunk, Compute<T> scale)
     }
 }
 
-// scale_stride 0: one scale for all tensors; 1: each its own.
 template <bool kAdaptive, class T>
-IGM_KERNEL IGM_BLOCKS(kPerturbThreads, kPerturbResident)
-    perturb_kernel(const PerturbList<T> list, const double* scales, int scale_stride) {
-    const PerturbChunk<T> chunk(list, block_index());
-    const Compute<T> scale = static_cast<Compute<T>>(scales[chunk.tensor * scale_stride]);
+IGM_KERNEL IGM_BLOCKS(kPerturbThreads, kPerturbResident) perturb_kernel(const Perturbation<T> params) {
+    const PerturbChunk<T> chunk(params.list, block_index());
+    const Compute<T> scale = static_cast<Compute<T>>(params.scales[chunk.tensor * params.scale_stride]);
     if (chunk.aligned) {
         perturb_elements<kAdaptive, true>(chunk, scale);
     } else {

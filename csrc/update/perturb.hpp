@@ -5,7 +5,9 @@
 //     backup ← w;   w ← w + ε,   ε = rho · g / ‖g‖₂   or, adaptive,   ε = rho · w² g / ‖|w| g‖₂
 //
 // The norm is summed in float64 per chunk, chunks in order: the same bits for any number of threads.
-// Norm 0 and a norm that is not finite (as float32, which the caller gets to see) leave w as it is.
+// Norm 0 and a norm that is not finite (as float32, which the caller gets to see) leave w as it is. Where several calls
+// share one norm, each measures its part with rho = 0 first; the parts' root of squares is then the `total` of the
+// others.
 
 #include <cstdint>
 #include <vector>
@@ -28,6 +30,7 @@ struct PerturbOptions {
     double rho;
     NormScope scope;
     bool adaptive;
+    const float* total = nullptr;  // where the tensors' memory is: the norm to divide by, if not their own
 };
 
 // norm: one float (kGlobal) or one per tensor (kTensor).

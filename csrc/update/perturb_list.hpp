@@ -28,9 +28,29 @@ struct PerturbList {
     int count;
 };
 
-// Norm i is the sum of partials[begin[i]] … partials[begin[i + 1] - 1].
-struct NormRanges {
+// Of norm_partials_kernel.
+template <class T>
+struct NormPartials {
+    PerturbList<T> list;
+    double* partials;  // one per chunk of the list
+};
+
+// Of norm_final_kernel. Norm i is the sum of partials[begin[i]] … partials[begin[i + 1] - 1].
+struct NormFinal {
     long long begin[kPerturbTensors + 1];
+    const double* partials;
+    double rho;
+    const float* total;  // the norm to divide by; null: norm i
+    float* norms;
+    double* scales;
+};
+
+// Of perturb_kernel. scale_stride 0: one scale for all tensors; 1: each its own.
+template <class T>
+struct Perturbation {
+    PerturbList<T> list;
+    const double* scales;
+    int scale_stride;
 };
 
 }  // namespace igm

@@ -29,8 +29,8 @@ struct PerturbPlan {
 
 PerturbPlan perturb_plan(const std::vector<int64_t>& sizes, NormScope scope, const DeviceLimits& limits);
 
-// perturb() for tensors on a CUDA device: norm and workspace lie there, nothing waits. Only when built with nvcc.
-void perturb_cuda(const PerturbTensors& tensors, DType dtype, const PerturbOptions& options, float* norm,
-                  double* workspace, int device, void* stream);
+// perturb() for tensors on a CUDA device: norm and workspace (plan.workspace_doubles) lie there.
+Launches perturb_launches(const PerturbTensors& tensors, DType dtype, const PerturbOptions& options, float* norm,
+                          double* workspace);
 
 }  // namespace igm

@@ -5,7 +5,7 @@
 
 #include "common/isa.hpp"
 #include "common/parallel.hpp"
-#include "update/base_rule.hpp"
+#include "update/base_options.hpp"
 #include "update/multi_tensor.hpp"
 #include "update/panel_product.hpp"
 
@@ -160,24 +160,22 @@ void run(const StepTensors& tensors, const Base& base, int threads) {
     });
 }
 
-}  // namespace
-
-void projected_step(const StepTensors& tensors, DType dtype, const SgdOptions& options, int threads) {
+template <class Options>
+void run_with(const StepTensors& tensors, DType dtype, const Options& options, int threads) {
     dispatch_parameter(dtype, [&](auto tag) {
         using T = typename decltype(tag)::Type;
-        if (options.momentum == 0.0) {
-            run<T>(tensors, Sgd<Compute<T>, false>(options), threads);
-        } else {
-            run<T>(tensors, Sgd<Compute<T>, true>(options), threads);
-        }
+        with_rule<Compute<T>>(options, [&](const auto& rule) { run<T>(tensors, rule, threads); });
     });
 }
 
+}  // namespace
+
+void projected_step(const StepTensors& tensors, DType dtype, const SgdOptions& options, int threads) {
+    run_with(tensors, dtype, options, threads);
+}
+
 void projected_step(const StepTensors& tensors, DType dtype, const AdamOptions& options, int threads) {
-    dispatch_parameter(dtype, [&](auto tag) {
-        using T = typename decltype(tag)::Type;
-        run<T>(tensors, Adam<Compute<T>>(options), threads);
-    });
+    run_with(tensors, dtype, options, threads);
 }
 
 }  // namespace igm

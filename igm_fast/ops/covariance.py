@@ -1,13 +1,20 @@
-"""Operators of the exact activation covariance Σ u uᵀ. Packing is native, the products are torch's BLAS.
+"""Operators of the exact activation covariance Σ u uᵀ.
+
+On a CPU packing is native and the products are torch's BLAS. On a GPU kernels multiply the patches out of the input
+(csrc/covariance/patch_product.cuh), those of linear layers too: BLAS would compute both triangles.
 
 All add to their outputs (zero them first), need no copy of an input with odd strides, take float64, float32, float16
 and bfloat16 inputs (converted to the dtype of the outputs before anything is multiplied), do nothing for an empty
-batch, let NaN through, check every argument before anything is written (ValueError), and record no gradient. CPU only
-so far: CUDA tensors get a NotImplementedError.
+batch, let NaN through, check every argument before anything is written (ValueError), and record no gradient.
 
-Packing gives the same bits for any number of threads. The products are as reproducible as torch's BLAS: MKL divides
-some of them among its threads in another way when their number changes, and then the last bits change (all of them
-within the rounding bound of a sum in any order).
+CPU: packing gives the same bits for any number of threads. The products are as reproducible as torch's BLAS: MKL
+divides some of them among its threads in another way when their number changes, and then the last bits change (all of
+them within the rounding bound of a sum in any order).
+
+GPU: the same bits in every call, no synchronisation, CUDA graphs can record them. Products of float16 and bfloat16 are
+exact in float32 sums. float32 is multiplied as three products of TF32 (relative error of each product 3·2⁻²²), or as
+one (2⁻¹⁰) where torch's setting for matrix products allows TF32; before compute capability 8.0, and for float64 sums,
+without matrix units. Workspace: 16 MB of partial sums.
 """
 
 from __future__ import annotations
@@ -19,9 +26,9 @@ from torch import Tensor
 
 from igm_fast.ops import native
 from igm_fast.ops.forms import BLOCK_ROWS, Form, choose_form
-from igm_fast.ops.lags import add_lag_covariance
+from igm_fast.ops.lags import add_lag_covariance, add_lag_covariance_cuda, lags_pay_cuda
 from igm_fast.ops.library import define
-from igm_fast.ops.patches import Patches, check_written, conv_patches, linear_patches
+from igm_fast.ops.patches import Patches, check_devices, check_written, conv_patches, linear_patches
 
 
 def _add_products(out: Tensor, left: Tensor, alpha: float) -> None:
@@ -106,11 +113,63 @@ def _linear_covariance_cpu(out: Tensor, input: Tensor, *, alpha: float = 1.0) ->
             add_covariance(out[None], part, alpha, "patches")
 
 
+# ---- on a GPU --------------------------------------------------------------------------------------------------------
+
+
+def _add_patch_covariance_cuda(op: str, out: Tensor, patches: Patches, alpha: float) -> None:
+    """Add alpha·Σ u uᵀ to out [groups, d, d], symmetric on return."""
+    core, task = native.module(), patches.task(out.dtype, 0)
+    workspace = torch.empty(core.patch_workspace(task), dtype=out.dtype, device=out.device)
+    native.launch(op, core.patch_covariance_launches(task, out.data_ptr(), alpha, workspace.data_ptr()), out.device)
+
+
+@torch.no_grad()
+def _conv_covariance_cuda(
+    axes: int,
+    out: Tensor,
+    input: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    *,
+    alpha: float = 1.0,
+) -> None:
+    """Do what _conv_covariance_cpu does for CUDA tensors, by lags where :func:`igm_fast.ops.lags.lags_pay_cuda`."""
+    op = f"conv{axes}d_covariance"
+    patches = conv_patches(op, axes, input, kernel_size, stride, padding, dilation, groups)
+    check_written(op, "out", out, (groups, patches.dim, patches.dim), None)
+    check_devices(op, input, out=out)
+    if patches.count == 0:
+        return
+    if lags_pay_cuda(patches, out.dtype):
+        add_lag_covariance_cuda(out, patches, alpha)
+    else:
+        _add_patch_covariance_cuda(op, out, patches, alpha)
+
+
+@torch.no_grad()
+def _linear_covariance_cuda(out: Tensor, input: Tensor, *, alpha: float = 1.0) -> None:
+    """Do what _linear_covariance_cpu does for CUDA tensors."""
+    op = "linear_covariance"
+    parts = linear_patches(op, input)
+    check_written(op, "out", out, (input.shape[-1], input.shape[-1]), None)
+    check_devices(op, input, out=out)
+    for part in parts:
+        _add_patch_covariance_cuda(op, out[None], part, alpha)
+
+
 _GEOMETRY = "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups"
 
 for _axes in (2, 3):
     define(
         f"conv{_axes}d_covariance(Tensor(a!) out, Tensor input, {_GEOMETRY}, *, float alpha=1.0) -> ()",
         cpu=partial(_conv_covariance_cpu, _axes),
+        cuda=partial(_conv_covariance_cuda, _axes),
     )
-define("linear_covariance(Tensor(a!) out, Tensor input, *, float alpha=1.0) -> ()", cpu=_linear_covariance_cpu)
+define(
+    "linear_covariance(Tensor(a!) out, Tensor input, *, float alpha=1.0) -> ()",
+    cpu=_linear_covariance_cpu,
+    cuda=_linear_covariance_cuda,
+)

@@ -1,7 +1,11 @@
 """Operators of the sketched activation covariance: Σ u (uᵀΩ), Σ u and Σ|u|², never a d×d matrix.
 
-What the operators of igm_fast/ops/covariance.py promise about inputs and outputs holds here too. Convolutions give the
-same bits for any number of threads, as Σ u and Σ|u|² always do; 1×1 kernels and linear layers are torch's BLAS.
+What the operators of igm_fast/ops/covariance.py promise about inputs and outputs holds here too. On a CPU, convolutions
+give the same bits for any number of threads, as Σ u and Σ|u|² always do; 1×1 kernels and linear layers are BLAS.
+
+On a GPU both products are of the patches in the dtype of the sums, float32 as in igm_fast/ops/covariance.py. Z = uᵀΩ is
+made for so many positions at a time (16 MB) that it stays in L2 until u Z is added up, and with it their inputs, which
+cross the memory bus once for both products. Workspace: that, 16 MB of partial sums, and 16 MB for Σ u and Σ|u|².
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from torch import Tensor
 
 from igm_fast.ops import native
 from igm_fast.ops.library import define
-from igm_fast.ops.patches import Patches, check_written, conv_patches, linear_patches
+from igm_fast.ops.patches import Patches, check_devices, check_written, conv_patches, linear_patches
 from igm_fast.ops.update_checks import refuse
 
 # Rows that BLAS multiplies at a time where it reads the input in place: 2 MB of products for 64 columns.
@@ -157,6 +161,59 @@ def _linear_covariance_sketch_cpu(
         _add_sketch(sketch[None], total[None], trace[None], part, omega[None], alpha)
 
 
+# ---- on a GPU --------------------------------------------------------------------------------------------------------
+
+
+def _add_sketch_cuda(
+    op: str, sketch: Tensor, total: Tensor, trace: Tensor, patches: Patches, omega: Tensor, alpha: float
+) -> None:
+    """Do what _add_sketch does for CUDA tensors."""
+    core, task, device = native.module(), patches.task(sketch.dtype, omega.shape[2]), sketch.device
+    sums = torch.empty(core.moments_workspace(task), dtype=torch.float64, device=device)
+    launches = core.moments_launches(task, total.data_ptr(), trace.data_ptr(), alpha, sums.data_ptr())
+    if omega.numel():
+        omega = omega.detach().contiguous()
+        workspace = torch.empty(core.patch_workspace(task), dtype=sketch.dtype, device=device)
+        launches += core.patch_sketch_launches(task, omega.data_ptr(), sketch.data_ptr(), alpha, workspace.data_ptr())
+    native.launch(op, launches, device)
+
+
+def _conv_covariance_sketch_cuda(
+    axes: int,
+    sketch: Tensor,
+    total: Tensor,
+    trace: Tensor,
+    input: Tensor,
+    omega: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    *,
+    alpha: float = 1.0,
+) -> None:
+    """Do what _conv_covariance_sketch_cpu does for CUDA tensors, with zeros of Ω left out in the first product only."""
+    op = f"conv{axes}d_covariance_sketch"
+    patches = conv_patches(op, axes, input, kernel_size, stride, padding, dilation, groups)
+    _check_sketch(op, sketch, total, trace, omega, (groups,), patches.dim)
+    check_devices(op, input, sketch=sketch, total=total, trace=trace, omega=omega)
+    if patches.count:
+        _add_sketch_cuda(op, sketch, total, trace, patches, omega, alpha)
+
+
+def _linear_covariance_sketch_cuda(
+    sketch: Tensor, total: Tensor, trace: Tensor, input: Tensor, omega: Tensor, *, alpha: float = 1.0
+) -> None:
+    """Do what _linear_covariance_sketch_cpu does for CUDA tensors."""
+    op = "linear_covariance_sketch"
+    parts = linear_patches(op, input)
+    _check_sketch(op, sketch, total, trace, omega, (), input.shape[-1])
+    check_devices(op, input, sketch=sketch, total=total, trace=trace, omega=omega)
+    for part in parts:
+        _add_sketch_cuda(op, sketch[None], total[None], trace[None], part, omega[None], alpha)
+
+
 _GEOMETRY = "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups"
 _SKETCH = "Tensor(a!) sketch, Tensor(b!) total, Tensor(c!) trace, Tensor input, Tensor omega"
 
@@ -164,5 +221,10 @@ for _axes in (2, 3):
     define(
         f"conv{_axes}d_covariance_sketch({_SKETCH}, {_GEOMETRY}, *, float alpha=1.0) -> ()",
         cpu=partial(_conv_covariance_sketch_cpu, _axes),
+        cuda=partial(_conv_covariance_sketch_cuda, _axes),
     )
-define(f"linear_covariance_sketch({_SKETCH}, *, float alpha=1.0) -> ()", cpu=_linear_covariance_sketch_cpu)
+define(
+    f"linear_covariance_sketch({_SKETCH}, *, float alpha=1.0) -> ()",
+    cpu=_linear_covariance_sketch_cpu,
+    cuda=_linear_covariance_sketch_cuda,
+)

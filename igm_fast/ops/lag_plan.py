@@ -90,8 +90,11 @@ class _Pair:
 
 
 @lru_cache(maxsize=256)
-def lag_plan(window: Window, sizes: Triple) -> LagPlan:
-    """Return the plan for inputs [N, C, *sizes] under a window."""
+def lag_plan(window: Window, sizes: Triple, in_row_pairs: bool = True) -> LagPlan:
+    """Return the plan for inputs [N, C, *sizes] under a window.
+
+    Without row pairs all products are of plain positions and all weights 1 or -1, whatever the window.
+    """
     taps = list(itertools.product(*(range(size) for size in window.kernel_size)))
     index: dict[Term, int] = {}
     first, code, weight = [0], [], []
@@ -99,7 +102,8 @@ def lag_plan(window: Window, sizes: Triple) -> LagPlan:
         swapped = j < i  # only one of the pairs (i, j) and (j, i) has products of its own
         pair = _pair(window, sizes, j, i) if swapped else _pair(window, sizes, i, j)
         # Where the kernel is larger than the input, some taps are never inside of it together.
-        for factor, term in _whole(window, pair) + _border(pair) if all(pair.inside) else []:
+        whole = _in_row_pairs(pair.lag) if in_row_pairs and pairs_rows(window) else _whole(pair)
+        for factor, term in whole + _border(pair) if all(pair.inside) else []:
             code.append(2 * index.setdefault(term, len(index)) + swapped)
             weight.append(factor)
         first.append(len(code))
@@ -144,14 +148,14 @@ def _pair(window: Window, sizes: Triple, i: Sequence[int], j: Sequence[int]) -> 
     return _Pair(((z, y, x), (z2, y2, x2)), (lags[0], lags[1], lags[2]), tuple(inside), tuple(seen))
 
 
-def _whole(window: Window, pair: _Pair) -> Weighted:
+def _whole(pair: _Pair) -> Weighted:
     """R(δ)."""
     left, right = map(Slice, pair.phases)
-    return _in_row_pairs(pair.lag) if pairs_rows(window) else [(1.0, Term(left, right, pair.lag))]
+    return [(1.0, Term(left, right, pair.lag))]
 
 
 def _in_row_pairs(lag: Triple) -> Weighted:
-    """R(δ) by the formulas of the module's docstring; lag (0, y, x)."""
+    """R(δ) by the formulas of the module's docstring, where pairs_rows() holds; lag (0, y, x)."""
     y, shift = lag[1], (0, 0, lag[2])
     if lag[2] < 0:  # the vertical lag is 1 or 2 here
         products = {1: (-1.0, Term("a0", "b2-b1", shift)), 2: (-1.0, Term("a1", "b2-b3", shift))}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,3 +127,144 @@ def _row_pairs(x: Tensor) -> dict[Operand, Tensor]:
         "b1-b3": a1 - b3,
         "b2-b3": b2 - b3,
     }
+
+
+# ---- on a GPU --------------------------------------------------------------------------------------------------------
+
+# Dynamic shared memory of a block, by compute capability, so that a multiprocessor holds two of them.
+_SHARED_BYTES = {(8, 0): 80 << 10, (8, 7): 80 << 10, (9, 0): 99 << 10, (10, 0): 99 << 10, (10, 3): 99 << 10}
+_LEAST_SHARED_BYTES = 48 << 10
+# More terms than this are borders of large kernels without padding, each of them a small product of its own.
+_MOST_TERMS = 1024
+# Products of patches must cost so much more: lags end in tiles and chunks that are not full, and write partial sums.
+_MARGIN = 1.3
+_LEFT_TILE, _RIGHT_TILE = 64, 32  # channels of a block, csrc/covariance/lag_product_params.hpp
+
+
+def lags_pay_cuda(patches: Patches, dtype: torch.dtype) -> bool:
+    """Return whether the lag form is faster on a GPU than products of patches, for sums of this dtype.
+
+    Both are bound by the matrix unit, so multiply-adds are compared: Σ over the plan's terms of positions · channels²,
+    channels rounded up to tiles, against patches · d²/2. Never for strides (an implicit product of patches reads no
+    more there), float64 (matrix units are not used for it) and compute capabilities below 8.0.
+    """
+    window, input = patches.window, patches.input
+    taps, channels = math.prod(window.kernel_size), input.shape[1] // patches.groups
+    possible = (
+        window.stride == (1, 1, 1)
+        and 1 < taps <= 64
+        and dtype == torch.float32
+        and input.dtype != torch.float64
+        and max(patches.sizes) < 1 << 19
+        and native.capability(input.device) >= (8, 0)
+    )
+    if not possible:
+        return False
+    plan = lag_plan(window, patches.sizes, in_row_pairs=False)
+    tiles = math.ceil(channels / _LEFT_TILE) * math.ceil(channels / _RIGHT_TILE)
+    by_lags = plan.positions * input.shape[0] * tiles * _LEFT_TILE * _RIGHT_TILE
+    by_patches = patches.count * (math.ceil(patches.dim / _LEFT_TILE) * _LEFT_TILE) ** 2 / 2
+    return len(plan.terms) <= _MOST_TERMS and _MARGIN * by_lags < by_patches
+
+
+def add_lag_covariance_cuda(out: Tensor, patches: Patches, alpha: float) -> None:
+    """Add alpha·Σ u uᵀ to out [groups, d, d], float32 and symmetric on return.
+
+    The input is float32, float16 or bfloat16 with stride 1 (see :func:`lags_pay_cuda`); a copy is made of one that is
+    not channels-last. The first call for a geometry copies its plan to the device; a CUDA graph needs it before.
+    """
+    operand = _channels_last(patches)
+    window, groups, device = patches.window, patches.groups, patches.input.device
+    channels = patches.input.shape[1] // groups
+    strides = tuple(0 if size == 1 else step for size, step in zip(operand.shape, operand.stride(), strict=True))
+    problem, workspace_floats = _problem(
+        window,
+        tuple(operand.shape[:4]),
+        strides[:4],
+        groups,
+        strides[4],
+        channels,
+        operand.dtype,
+        operand.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32,
+        _multiprocessors(device),
+        _SHARED_BYTES.get(native.capability(device), _LEAST_SHARED_BYTES),
+    )
+    first, sources = _tables(window, patches.sizes, device)
+    workspace = torch.empty(workspace_floats, device=device)
+    launches = problem.launches(
+        operand.data_ptr(),
+        workspace.data_ptr(),
+        out.data_ptr(),
+        first.data_ptr(),
+        sources.data_ptr(),
+        alpha,
+    )
+    native.launch("covariance by lags", launches, device)
+
+
+def _channels_last(patches: Patches) -> Tensor:
+    """The input as [N, D, H, W, groups, channels] in steps of 16 bytes, channels adjacent; a copy unless it is so."""
+    input, groups = patches.input, patches.groups
+    piece = 16 // input.element_size()
+    view: Tensor = input.unflatten(1, (groups, -1)).permute(0, 3, 4, 5, 1, 2)
+    steps = [step for size, step in zip(view.shape[:5], view.stride()[:5], strict=True) if size > 1]
+    adjacent = view.stride(5) == 1 or view.shape[5] == 1
+    if adjacent and view.shape[5] % piece == 0 and input.data_ptr() % 16 == 0 and not any(s % piece for s in steps):
+        return view
+    padded = math.ceil(view.shape[5] / piece) * piece
+    make = torch.empty if padded == view.shape[5] else torch.zeros
+    copy = make(*view.shape[:5], padded, dtype=input.dtype, device=input.device)
+    copy[..., : view.shape[5]].copy_(view)
+    return copy
+
+
+@lru_cache(maxsize=256)
+def _problem(
+    window: Window,
+    shape: tuple[int, int, int, int],
+    strides: tuple[int, int, int, int],
+    groups: int,
+    group_stride: int,
+    channels: int,
+    dtype: torch.dtype,
+    tf32: bool,
+    multiprocessors: int,
+    shared_bytes: int,
+) -> tuple[Any, int]:
+    """Return what the native module plans launches from, and the floats of workspace that they need."""
+    samples, *sizes = shape
+    plan = lag_plan(window, (sizes[0], sizes[1], sizes[2]), in_row_pairs=False)
+    terms = [(_coordinates(term.left), _coordinates(term.right), term.shift) for term in plan.terms]
+    problem = native.module().LagProblem(
+        terms,
+        samples,
+        sizes,
+        [step * dtype.itemsize for step in strides],
+        groups,
+        group_stride * dtype.itemsize,
+        channels,
+        math.prod(window.kernel_size),
+        native.DTYPE_CODES[dtype],
+        tf32,
+        multiprocessors,
+        shared_bytes,
+    )
+    return problem, problem.workspace()
+
+
+def _coordinates(operand: Operand) -> list[int]:
+    assert isinstance(operand, Slice)
+    return [-1 if coordinate is None else coordinate for coordinate in operand.held]
+
+
+@lru_cache(maxsize=256)
+def _tables(window: Window, sizes: Triple, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the plan's sources on the device: first and 4·term + 2·transposed + negative, int32."""
+    plan = lag_plan(window, sizes, in_row_pairs=False)
+    sources = 2 * plan.code + (plan.weight < 0)
+    return plan.first.to(device, torch.int32), sources.to(device, torch.int32)
+
+
+@lru_cache(maxsize=16)
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

@@ -10,6 +10,8 @@ from torch.library import Library
 from torch.utils._pytree import tree_leaves
 
 LIBRARY = Library("igm_fast", "DEF")  # must outlive the use of the operators: torch drops them with the object
+# Operator → what runs for CUDA tensors. Its launches can be looked at without a GPU (tools/typical_launches.py).
+CUDA_KERNELS: dict[str, Callable[..., Any]] = {}
 
 
 def _writes_only(*_args: object, **_kwargs: object) -> None:
@@ -40,6 +42,7 @@ def define(
     LIBRARY.impl(name, cpu, "CPU")
     if cuda is not None:
         LIBRARY.impl(name, cuda, "CUDA")
+        CUDA_KERNELS[name] = cuda
     # Nothing is wrapped for autograd: results do not claim a gradient that nobody could compute.
     LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
     LIBRARY.impl(name, _elsewhere(name, cpu, ["cpu"] if cuda is None else ["cpu", "cuda"]), "CompositeExplicitAutograd")

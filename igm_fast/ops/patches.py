@@ -10,17 +10,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from igm_fast.ops import native
+from igm_fast.ops.precision import tf32_allowed
 from igm_fast.ops.update_checks import refuse
 
 # A tile that stays in L2 or L3 between packing and product. At least 256 patches of any size: with fewer, reading and
 # writing the d×d sums would take longer than the products.
 _TILE_BYTES = 4 << 20
 _MIN_TILE_PATCHES = 256
+# On a GPU. Partial sums of as many blocks as the largest ones keep busy, twice: 1024 tiles of 64×64, 409 of 128×80.
+_PARTIAL_BYTES = 16 << 20
+# Z of a run of positions: with the samples that it is made of it stays in the L2 of data-centre GPUs (40 MB and more).
+_IMAGE_BYTES = 16 << 20
+# Positions are 32-bit numbers on the device.
+_RUN_POSITIONS = 1 << 30
 _AXES = {2: "H, W", 3: "D, H, W"}
 
 
@@ -75,6 +83,27 @@ class Patches:
         """d, per group."""
         return self.input.shape[1] // self.groups * math.prod(self.window.kernel_size)
 
+    def task(self, sums: torch.dtype, columns: int) -> Any:
+        """Return what native functions for GPUs are told: the patches, the dtype of the sums, columns of Ω (or 0)."""
+        x, window = self.input, self.window
+        major, minor = native.capability(x.device)
+        return native.module().PatchTask(
+            x.data_ptr(),
+            native.DTYPE_CODES[x.dtype],
+            x.shape,
+            x.stride(),
+            window.kernel_size,
+            window.stride,
+            window.padding,
+            window.dilation,
+            self.groups,
+            native.DTYPE_CODES[sums],
+            columns,
+            10 * major + minor,
+            tf32_allowed(),
+            (_PARTIAL_BYTES, _IMAGE_BYTES, _RUN_POSITIONS),
+        )
+
     def tile_patches(self, columns: int, dtype: torch.dtype) -> int:
         """Patches in a tile: as many as fit into the workspace, `columns` further numbers each included."""
         per_patch = self.groups * (self.dim + columns) * dtype.itemsize
@@ -122,6 +151,14 @@ def check_written(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dt
     if not tensor.is_contiguous():
         given = f"{name} has strides {tensor.stride()}"
         raise refuse(op, given, "a contiguous tensor, since it is written in place", "Use .contiguous().")
+
+
+def check_devices(op: str, input: Tensor, **others: Tensor) -> None:
+    """Refuse tensors that are not on the input's device; only CUDA tensors can be mixed with those of another."""
+    for name, tensor in others.items():
+        if tensor.device != input.device:
+            given = f"{name} is on {tensor.device}"
+            raise refuse(op, given, f"{input.device} as input", "Move one of them with .to(device).")
 
 
 def conv_patches(

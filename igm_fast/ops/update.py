@@ -12,7 +12,13 @@ What the lists hold, one entry per parameter:
 - ``momentum_buffers``, ``exp_avgs``, ``exp_avg_sqs``: shape of params, ``state_dtype(params.dtype)``, contiguous;
   ``momentum_buffers`` is ``[]`` when momentum is 0.
 - ``bases``, ``sigmas``, ``complements``: U ``[d, k]`` (or ``[groups, d, k]``), Σ ``[k]`` (``[groups, k]``) and c of the
-  projector T = cI + U(Σ − cI)Uᵀ, with d = numel / shape[0]; an empty U means no projection.
+  projector T = cI + U(Σ − cI)Uᵀ, with d = numel / shape[0]; an empty U means no projection. On CUDA a U whose memory is
+  that of Uᵀ (``device_basis``) is read in place; another is copied to it in each call.
+
+On CUDA the steps run on the current stream, wait for nothing and can be captured in a CUDA graph. What is a number in
+the call (rho, lr, step …) is then what it was at capture: a graph of Adam, whose step counts, has to be captured anew,
+as with torch's Adam without ``capturable``. G U is a product by cuBLAS: float32, or tf32 where torch's settings allow
+that (``torch.backends.cuda.matmul``); the product with Uᵀ has the accuracy of float32 in any case.
 """
 
 from __future__ import annotations
@@ -25,7 +31,13 @@ from torch.autograd.graph import increment_version
 
 from igm_fast.ops import native
 from igm_fast.ops.library import define
-from igm_fast.ops.update_checks import check_perturb, check_restore, check_step, refuse, state_dtype
+from igm_fast.ops.update_checks import (
+    check_adamw_step,
+    check_perturb,
+    check_restore,
+    check_sgd_step,
+    state_dtype,
+)
 
 
 def _dense(grads: Sequence[Tensor]) -> list[Tensor]:
@@ -52,9 +64,13 @@ def _sam_perturb_cpu(
     *,
     scope: str = "global",
     adaptive: bool = False,
+    total: Tensor | None = None,
 ) -> None:
-    """Keep params in backups, then add ε = rho g/‖g‖ (adaptive: rho w² g/‖|w| g‖) and write the norm."""
-    check_perturb(params, backups, norm, grads, rho, scope)
+    """Keep params in backups, then add ε = rho g/‖g‖ (adaptive: rho w² g/‖|w| g‖) and write the norm.
+
+    With `total`, one float32 on the same device, ε = rho g/total: the norm over this call's tensors and others.
+    """
+    check_perturb(params, backups, norm, grads, rho, scope, total)
     if not params:
         norm.zero_()
         return
@@ -69,6 +85,7 @@ def _sam_perturb_cpu(
         scope == "tensor",
         adaptive,
         norm.data_ptr(),
+        0 if total is None else total.data_ptr(),
         torch.get_num_threads(),
     )
     increment_version([*params, *backups, norm])
@@ -83,30 +100,30 @@ def _sam_perturb_cuda(
     *,
     scope: str = "global",
     adaptive: bool = False,
+    total: Tensor | None = None,
 ) -> None:
     """The same on the tensors' current stream: nothing waits for the device, the norm stays there."""
-    check_perturb(params, backups, norm, grads, rho, scope)
+    check_perturb(params, backups, norm, grads, rho, scope, total)
     if not params:
         norm.zero_()
         return
-    module = native.require_cuda("sam_perturb")
-    grads, sizes = _dense(grads), _sizes(params)
-    workspace = torch.empty(module.perturb_workspace(sizes, scope == "tensor"), dtype=torch.float64, device=norm.device)
-    with torch.cuda.device(norm.device):  # the module has a CUDA runtime of its own, and sets the device in it
-        module.sam_perturb_cuda(
-            _addresses(params),
-            _addresses(backups),
-            _addresses(grads),
-            sizes,
-            native.DTYPE_CODES[params[0].dtype],
-            rho,
-            scope == "tensor",
-            adaptive,
-            norm.data_ptr(),
-            workspace.data_ptr(),
-            norm.device.index,
-            torch.cuda.current_stream(norm.device).cuda_stream,
-        )
+    module = native.module()
+    grads, sizes, per_tensor = _dense(grads), _sizes(params), scope == "tensor"
+    workspace = torch.empty(module.perturb_workspace(sizes, per_tensor), dtype=torch.float64, device=norm.device)
+    launches = module.perturb_launches(
+        _addresses(params),
+        _addresses(backups),
+        _addresses(grads),
+        sizes,
+        native.DTYPE_CODES[params[0].dtype],
+        rho,
+        per_tensor,
+        adaptive,
+        norm.data_ptr(),
+        workspace.data_ptr(),
+        0 if total is None else total.data_ptr(),
+    )
+    native.launch("sam_perturb", launches, norm.device)
     increment_version([*params, *backups, norm])
 
 
@@ -159,6 +176,65 @@ def _projections(
     return packed, keep
 
 
+def device_basis(basis: Tensor) -> Tensor:
+    """Return U ``[..., d, k]`` with the memory of Uᵀ, as the CUDA steps read it; U itself if it lies so already."""
+    return basis.mT.contiguous().mT
+
+
+def _device_projection(
+    param: Tensor, grad: Tensor, basis: Tensor, sigma: Tensor, complement: float, keep: list[Tensor]
+) -> _Projection:
+    """Make (G U)ᵀ and point the kernel to it, to Uᵀ and to Σ; `keep` holds them until the launch."""
+    dtype = state_dtype(param.dtype)
+    groups, dim, rank = basis.shape if basis.dim() == 3 else (1, *basis.shape)
+    rows = param.numel() // dim
+    transpose = device_basis(basis.to(dtype)).reshape(groups, dim, rank).mT
+    product = torch.bmm(transpose, grad.reshape(groups, rows // groups, dim).to(dtype).mT)
+    sigma = sigma.to(dtype).contiguous()
+    keep += [product, transpose, sigma]
+    addresses = (product.data_ptr(), transpose.data_ptr(), sigma.data_ptr())
+    return (groups, rows, dim, rank, *addresses, complement)
+
+
+def _device_step(
+    op: str,
+    params: list[Tensor],
+    states: Sequence[list[Tensor]],
+    backups: list[Tensor],
+    grads: list[Tensor],
+    bases: list[Tensor],
+    sigmas: list[Tensor],
+    complements: list[float],
+    *numbers: float,
+) -> None:
+    """Both steps on a device: the products G U, then every tensor's step in one launch per kernel and list of tensors.
+
+    `numbers` are the options in the order in which the native functions take them.
+    """
+    device, dense = params[0].device, _dense(grads)
+    keep: list[Tensor] = []
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        projections = [
+            _device_projection(param, grad, basis, sigma, complement, keep)
+            if basis.numel() and param.numel()
+            else _PLAIN
+            for param, grad, basis, sigma, complement in zip(params, dense, bases, sigmas, complements, strict=True)
+        ]
+    launches = getattr(native.module(), op.removesuffix("_step") + "_launches")(
+        _addresses(params),
+        _addresses(backups or params),
+        _addresses(dense),
+        *(_addresses(state) for state in states),
+        _sizes(params),
+        projections,
+        native.DTYPE_CODES[params[0].dtype],
+        *numbers,
+        native.capability(device) >= (8, 0),
+    )
+    native.launch(op, launches, device)
+    increment_version([*params, *(tensor for state in states for tensor in state)])
+
+
 def _projected_sgd_step_cpu(
     params: list[Tensor],
     momentum_buffers: list[Tensor],
@@ -177,15 +253,8 @@ def _projected_sgd_step_cpu(
     first_step: bool = False,
 ) -> None:
     """torch.optim.SGD on G' = cG − (G U)(cI−Σ)Uᵀ, starting from the backups (if any) and writing params."""
-    op = "projected_sgd_step"
-    states = {"momentum_buffers": momentum_buffers} if momentum != 0.0 else {}
-    check_step(op, params, states, backups, grads, bases, sigmas, complements)
-    if momentum == 0.0 and momentum_buffers:
-        given = f"momentum=0 with {len(momentum_buffers)} momentum_buffers"
-        raise refuse(op, given, "an empty list, since nothing would be written", "Pass [] or a momentum.")
-    if nesterov and (momentum <= 0.0 or dampening != 0.0):
-        given = f"nesterov=True with momentum={momentum}, dampening={dampening}"
-        raise refuse(op, given, "momentum > 0 and dampening = 0", "As torch.optim.SGD.")
+    rest = (backups, grads, bases, sigmas, complements)
+    check_sgd_step(params, momentum_buffers, *rest, momentum=momentum, dampening=dampening, nesterov=nesterov)
     if not params:
         return
     packed, keep = _projections(params, bases, sigmas, complements)
@@ -210,6 +279,32 @@ def _projected_sgd_step_cpu(
     increment_version([*params, *momentum_buffers])
 
 
+def _projected_sgd_step_cuda(
+    params: list[Tensor],
+    momentum_buffers: list[Tensor],
+    backups: list[Tensor],
+    grads: list[Tensor],
+    bases: list[Tensor],
+    sigmas: list[Tensor],
+    complements: list[float],
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    first_step: bool = False,
+) -> None:
+    """The same on the tensors' current stream."""
+    rest = (backups, grads, bases, sigmas, complements)
+    check_sgd_step(params, momentum_buffers, *rest, momentum=momentum, dampening=dampening, nesterov=nesterov)
+    if not params:
+        return
+    numbers = (lr, momentum, dampening, weight_decay, nesterov, maximize, first_step)
+    _device_step("projected_sgd_step", params, [momentum_buffers], *rest, *numbers)
+
+
 def _projected_adamw_step_cpu(
     params: list[Tensor],
     exp_avgs: list[Tensor],
@@ -230,13 +325,8 @@ def _projected_adamw_step_cpu(
     maximize: bool = False,
 ) -> None:
     """torch.optim.AdamW (decoupled=False: Adam) on G' = cG − (G U)(cI−Σ)Uᵀ, from the backups (if any) into params."""
-    op = "projected_adamw_step"
-    states = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
-    check_step(op, params, states, backups, grads, bases, sigmas, complements)
-    if step < 1:
-        raise refuse(op, f"step={step}", "the number of this step, from 1", "The bias correction divides by 1−β^step.")
-    if not (0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0):
-        raise refuse(op, f"betas ({beta1}, {beta2})", "numbers in [0, 1)", "torch's default is (0.9, 0.999).")
+    rest = (backups, grads, bases, sigmas, complements)
+    check_adamw_step(params, exp_avgs, exp_avg_sqs, *rest, step=step, beta1=beta1, beta2=beta2)
     if not params:
         return
     packed, keep = _projections(params, bases, sigmas, complements)
@@ -263,9 +353,37 @@ def _projected_adamw_step_cpu(
     increment_version([*params, *exp_avgs, *exp_avg_sqs])
 
 
+def _projected_adamw_step_cuda(
+    params: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    backups: list[Tensor],
+    grads: list[Tensor],
+    bases: list[Tensor],
+    sigmas: list[Tensor],
+    complements: list[float],
+    *,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool = True,
+    maximize: bool = False,
+) -> None:
+    """The same on the tensors' current stream; the bias corrections of `step` are numbers in the launch."""
+    rest = (backups, grads, bases, sigmas, complements)
+    check_adamw_step(params, exp_avgs, exp_avg_sqs, *rest, step=step, beta1=beta1, beta2=beta2)
+    if not params:
+        return
+    numbers = (step, lr, beta1, beta2, eps, weight_decay, decoupled, maximize)
+    _device_step("projected_adamw_step", params, [exp_avgs, exp_avg_sqs], *rest, *numbers)
+
+
 define(
     "sam_perturb(Tensor(a!)[] params, Tensor(b!)[] backups, Tensor(c!) norm, Tensor[] grads, float rho, *, "
-    'str scope="global", bool adaptive=False) -> ()',
+    'str scope="global", bool adaptive=False, Tensor? total=None) -> ()',
     cpu=_sam_perturb_cpu,
     cuda=_sam_perturb_cuda,
 )
@@ -279,10 +397,12 @@ define(
     "Tensor[] bases, Tensor[] sigmas, float[] complements, *, float lr, float momentum=0, float dampening=0, "
     "float weight_decay=0, bool nesterov=False, bool maximize=False, bool first_step=False) -> ()",
     cpu=_projected_sgd_step_cpu,
+    cuda=_projected_sgd_step_cuda,
 )
 define(
     "projected_adamw_step(Tensor(a!)[] params, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor[] backups, "
     "Tensor[] grads, Tensor[] bases, Tensor[] sigmas, float[] complements, *, int step, float lr, float beta1, "
     "float beta2, float eps, float weight_decay, bool decoupled=True, bool maximize=False) -> ()",
     cpu=_projected_adamw_step_cpu,
+    cuda=_projected_adamw_step_cuda,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,6 +76,7 @@ def check_perturb(
     grads: Sequence[Tensor],
     rho: float,
     scope: str,
+    total: Tensor | None,
 ) -> None:
     """Arguments of sam_perturb."""
     op = "sam_perturb"
@@ -87,6 +89,12 @@ def check_perturb(
         given = f"norm is {norm.dtype} of shape {tuple(norm.shape)}"
         way_out = f"Allocate it with torch.empty({entries})."
         raise refuse(op, given, f"contiguous float32 of shape ({entries},) for scope {scope!r}", way_out)
+    if total is not None:
+        if scope != "global":
+            raise refuse(op, f"total with scope {scope!r}", "scope 'global'", "Leave total out.")
+        if total.numel() != 1 or total.dtype != torch.float32 or total.device != norm.device:
+            given = f"total is {total.dtype} of shape {tuple(total.shape)} on {total.device}"
+            raise refuse(op, given, f"one float32 on {norm.device}", "Give the norm of all calls together.")
     check_params(op, params, norm.device)
     check_like(op, "backups", backups, params, _dtype(params), written=True)
     check_like(op, "grads", grads, params, _dtype(params), written=False)
@@ -141,3 +149,40 @@ def check_step(
     for i, (param, basis, sigma) in enumerate(zip(params, bases, sigmas, strict=True)):
         if basis.numel():
             _check_projection(op, i, param, basis, sigma)
+
+
+def check_sgd_step(
+    params: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    *rest: Any,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+) -> None:
+    """Arguments of projected_sgd_step; `rest` as in check_step, from backups on."""
+    op = "projected_sgd_step"
+    check_step(op, params, {"momentum_buffers": momentum_buffers} if momentum != 0.0 else {}, *rest)
+    if momentum == 0.0 and momentum_buffers:
+        given = f"momentum=0 with {len(momentum_buffers)} momentum_buffers"
+        raise refuse(op, given, "an empty list, since nothing would be written", "Pass [] or a momentum.")
+    if nesterov and (momentum <= 0.0 or dampening != 0.0):
+        given = f"nesterov=True with momentum={momentum}, dampening={dampening}"
+        raise refuse(op, given, "momentum > 0 and dampening = 0", "As torch.optim.SGD.")
+
+
+def check_adamw_step(
+    params: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    *rest: Any,
+    step: int,
+    beta1: float,
+    beta2: float,
+) -> None:
+    """Arguments of projected_adamw_step; `rest` as in check_step, from backups on."""
+    op = "projected_adamw_step"
+    check_step(op, params, {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}, *rest)
+    if step < 1:
+        raise refuse(op, f"step={step}", "the number of this step, from 1", "The bias correction divides by 1−β^step.")
+    if not (0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0):
+        raise refuse(op, f"betas ({beta1}, {beta2})", "numbers in [0, 1)", "torch's default is (0.9, 0.999).")

@@ -86,6 +86,28 @@ def test_a_good_start_needs_no_step():
     assert R.abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("dtype", list(UNIT))
+@pytest.mark.parametrize(("dim", "alive"), [(60, 24), (512, 48), (100, 16)])
+def test_rounding_that_never_leaves_the_basis(dim, alive, dtype):
+    """The basis holds all of some coordinates and the block has no others: projection leaves noise inside of it."""
+    basis, block = torch.zeros(1, dim, alive, dtype=dtype), torch.zeros(1, dim, 16, dtype=dtype)
+    basis[0, :alive] = torch.linalg.qr(start_block(torch.zeros(1, alive, alive).double(), alive)[0])[0].to(dtype)
+    block[:, :alive] = start_block(basis[:, :alive], 16, seed=2)
+    Q, _ = ops.krylov_block(torch.eye(dim, dtype=dtype)[None], basis, block)
+    tolerance = 4 * dim**0.5 * UNIT[dtype]
+    assert (basis.mT @ Q).abs().max() <= tolerance
+    torch.testing.assert_close(Q.mT @ Q, torch.eye(16, dtype=dtype)[None], rtol=0, atol=16 * tolerance)
+
+
+@pytest.mark.parametrize("dtype", list(UNIT))
+def test_equal_eigenvalues_however_many_blocks(dtype):
+    """Each block is in the basis already, and random columns take its place: other ones every time."""
+    C = torch.eye(100, dtype=dtype)[None]
+    eigenvalues, U, _ = ops.truncated_eigh(C, start_block(C, 8), 11)
+    torch.testing.assert_close(eigenvalues, torch.ones(1, 96, dtype=torch.float64), rtol=0, atol=400 * UNIT[dtype])
+    torch.testing.assert_close(U.mT @ U, torch.eye(96, dtype=dtype)[None], rtol=0, atol=400 * UNIT[dtype])
+
+
 def test_threads_do_not_change_the_answer_beyond_rounding():
     C = symmetric(np.logspace(0, -4, 200), dtype=torch.float32)
     results = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,13 @@ def package_files() -> set[str]:
     return {file.relative_to(ROOT).as_posix() for file in files}
 
 
+def kernel_sources() -> set[str]:
+    """What NVRTC compiles the kernels from, as paths in the wheel."""
+    files = [file for pattern in ("*.cu", "*.cuh", "*.hpp") for file in (ROOT / "csrc").rglob(pattern)]
+    names = {file.relative_to(ROOT / "csrc").as_posix() for file in files}
+    return {f"igm_fast/kernels/{name}" for name in names if not name.startswith("common/execute.")}
+
+
 def test_sdist_can_be_built_from(distributions):
     (sdist,) = distributions.glob("*.tar.gz")
     assert sdist.name == f"igm_fast-{igm_fast.__version__}.tar.gz"
@@ -57,9 +65,19 @@ def test_wheel_holds_the_package_and_nothing_else(distributions):
     assert "igm_fast/py.typed" in wanted
     assert any(name.startswith("igm_fast/data/embedded/") and name.endswith(".npz") for name in wanted)
     assert wanted <= names, f"missing from the wheel: {sorted(wanted - names)}"
-    rest = {name for name in names - wanted if ".dist-info/" not in name}
+    rest = {name for name in names - wanted - kernel_sources() if ".dist-info/" not in name}
     assert len(rest) == 1, f"more than the native module beside the package: {sorted(rest)}"
     assert rest.pop().startswith("_igm_fast.")
+
+
+def test_wheel_holds_all_that_a_kernel_includes(distributions):
+    (wheel,) = distributions.glob("*.whl")
+    folder = "igm_fast/kernels/"
+    with zipfile.ZipFile(wheel) as archive:
+        texts = {name: archive.read(name).decode() for name in archive.namelist() if name.startswith(folder)}
+    assert kernel_sources() == texts.keys()
+    included = {name for text in texts.values() for name in re.findall(r'#include "(.+)"', text)}
+    assert {folder + name for name in included} <= texts.keys()
 
 
 def test_wheel_runs_without_the_source_tree(distributions, tmp_path):
@@ -74,11 +92,13 @@ def test_wheel_runs_without_the_source_tree(distributions, tmp_path):
         "import igm_fast.ops; from igm_fast.ops import native\n"
         "weight = torch.ones(4)\n"
         "torch.ops.igm_fast.sam_perturb([weight], [torch.empty(4)], torch.empty(1), [torch.ones(4)], 2.0)\n"
-        "print(igm_fast.__file__, native.module().__file__, weight.tolist())"
+        "from igm_fast.ops import nvrtc; assert 'igm::perturb_kernel<false, float>' in nvrtc.instances()\n"
+        "print(igm_fast.__file__, native.module().__file__, nvrtc.sources(), weight.tolist())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    package, module, values = done.stdout.split(maxsplit=2)
+    package, module, sources, values = done.stdout.split(maxsplit=3)
+    assert Path(sources) == tmp_path / "igm_fast" / "kernels"
     assert Path(package).parent.parent == tmp_path
     assert Path(module).parent == tmp_path
     assert values.strip() == "[2.0, 2.0, 2.0, 2.0]"

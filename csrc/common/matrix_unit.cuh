@@ -1,0 +1,202 @@
+#pragma once
+
+// How a warp multiplies a tile of 16 rows by a tile of 16 columns out of shared memory: one policy per arithmetic.
+//
+//     policy        elements in shared memory   arithmetic                               needs
+//     UnitHalf<T>   BFloat16 or Float16         exact products, float32 sums             8.0
+//     UnitTf32      float                       both operands rounded to 11 bits         8.0
+//     UnitTf32x3    float                       a = big + small: three products          8.0
+//     UnitPlain<T>  float or double             fused multiply-add in T                  any
+//
+// Both tiles lie [depth][row or column], rows of `stride` elements: the layout in which patches and activations come
+// from memory, with no transposition on the way. With stride % 32 == 8 (4-byte elements) or stride % 64 == 8 (2-byte
+// elements) no two lanes meet in a bank.
+//
+// The sums of a 16×16 tile, sums[half][i]: row g + 8·(i / 2), column 8·half + 2t + i % 2, with g = lane / 4 and
+// t = lane % 4.
+
+#include "common/tensor_core.cuh"
+
+namespace igm {
+
+IGM_DEVICE int sum_row(int i) { return lane_index() / 4 + 8 * (i / 2); }
+IGM_DEVICE int sum_column(int half, int i) { return 8 * half + 2 * (lane_index() % 4) + i % 2; }
+
+template <class T>
+struct UnitHalf {
+    using Element = T;
+    using Sum = float;
+    static constexpr int kDepth = 16;
+    struct A {
+        unsigned words[4];
+    };
+    struct B {
+        unsigned words[4];  // two fragments of 8 columns
+    };
+
+    // `tile` is the element at depth 0 and row (or column) 0.
+    static IGM_DEVICE A load_a(const T* tile, int stride) {
+        const int depth = lane_index() / 16 * 8 + lane_index() % 8, row = lane_index() / 8 % 2 * 8;
+        A a;
+        load_matrices_transposed(a.words, tile + depth * stride + row);
+        return a;
+    }
+    static IGM_DEVICE B load_b(const T* tile, int stride) {
+        const int depth = lane_index() / 8 % 2 * 8 + lane_index() % 8, column = lane_index() / 16 * 8;
+        B b;
+        load_matrices_transposed(b.words, tile + depth * stride + column);
+        return b;
+    }
+    static IGM_DEVICE void multiply(float (&sums)[2][4], const A& a, const B& b) {
+        for (int half = 0; half < 2; ++half) {
+            const unsigned columns[2] = {b.words[2 * half], b.words[2 * half + 1]};
+            mma(T{}, sums[half], a.words, columns);
+        }
+    }
+};
+
+namespace detail {
+// What lane (g, t) holds of 16 rows and of 16 columns at depths 0 … 7.
+IGM_DEVICE void load_rows(float (&values)[4], const float* tile, int stride) {
+    const float* first = tile + lane_index() % 4 * stride + lane_index() / 4;
+    values[0] = first[0];
+    values[1] = first[8];
+    values[2] = first[4 * stride];
+    values[3] = first[4 * stride + 8];
+}
+IGM_DEVICE void load_columns(float (&values)[4], const float* tile, int stride) {
+    const float* first = tile + lane_index() % 4 * stride + lane_index() / 4;
+    values[0] = first[0];
+    values[1] = first[4 * stride];
+    values[2] = first[8];
+    values[3] = first[4 * stride + 8];
+}
+}  // namespace detail
+
+struct UnitTf32 {
+    using Element = float;
+    using Sum = float;
+    static constexpr int kDepth = 8;
+    struct A {
+        unsigned words[4];
+    };
+    using B = A;
+
+    static IGM_DEVICE A load_a(const float* tile, int stride) {
+        float values[4];
+        detail::load_rows(values, tile, stride);
+        return round(values);
+    }
+    static IGM_DEVICE B load_b(const float* tile, int stride) {
+        float values[4];
+        detail::load_columns(values, tile, stride);
+        return round(values);
+    }
+    static IGM_DEVICE void multiply(float (&sums)[2][4], const A& a, const B& b) {
+        for (int half = 0; half < 2; ++half) {
+            const unsigned columns[2] = {b.words[2 * half], b.words[2 * half + 1]};
+            mma(Tf32{}, sums[half], a.words, columns);
+        }
+    }
+
+  private:
+    static IGM_DEVICE A round(const float (&values)[4]) {
+        A rounded;
+        for (int i = 0; i < 4; ++i) {
+            rounded.words[i] = to_tf32(values[i]).bits;
+        }
+        return rounded;
+    }
+};
+
+// float32 out of tf32: a = big + small with both in tf32 keeps 22 bits of 24, and small·small is below the last one
+// (Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores", 2022). The matrix unit adds by
+// truncation, which drifts over long sums: so each product starts from zero and is added by an ordinary addition. What
+// is not finite stays so, but Inf becomes NaN: its small part is Inf − Inf.
+struct UnitTf32x3 {
+    using Element = float;
+    using Sum = float;
+    static constexpr int kDepth = 8;
+    struct A {
+        unsigned big[4], small[4];
+    };
+    using B = A;
+
+    static IGM_DEVICE A load_a(const float* tile, int stride) {
+        float values[4];
+        detail::load_rows(values, tile, stride);
+        return split(values);
+    }
+    static IGM_DEVICE B load_b(const float* tile, int stride) {
+        float values[4];
+        detail::load_columns(values, tile, stride);
+        return split(values);
+    }
+    static IGM_DEVICE void multiply(float (&sums)[2][4], const A& a, const B& b) {
+        for (int half = 0; half < 2; ++half) {
+            const unsigned big[2] = {b.big[2 * half], b.big[2 * half + 1]};
+            const unsigned small[2] = {b.small[2 * half], b.small[2 * half + 1]};
+            float product[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+            mma(Tf32{}, product, a.small, big);
+            mma(Tf32{}, product, a.big, small);
+            mma(Tf32{}, product, a.big, big);
+            for (int i = 0; i < 4; ++i) {
+                sums[half][i] += product[i];
+            }
+        }
+    }
+
+  private:
+    static IGM_DEVICE A split(const float (&values)[4]) {
+        A parts;
+        for (int i = 0; i < 4; ++i) {
+            const Tf32 big = to_tf32(values[i]);
+            parts.big[i] = big.bits;
+            parts.small[i] = to_tf32(values[i] - bit_cast<float>(big.bits)).bits;
+        }
+        return parts;
+    }
+};
+
+template <class T>
+struct UnitPlain {
+    using Element = T;
+    using Sum = T;
+    static constexpr int kDepth = 4;
+    struct A {
+        T values[kDepth][2];
+    };
+    struct B {
+        T values[kDepth][4];
+    };
+
+    static IGM_DEVICE A load_a(const T* tile, int stride) {
+        A a;
+        for (int depth = 0; depth < kDepth; ++depth) {
+            for (int i = 0; i < 2; ++i) {
+                a.values[depth][i] = tile[depth * stride + sum_row(2 * i)];
+            }
+        }
+        return a;
+    }
+    static IGM_DEVICE B load_b(const T* tile, int stride) {
+        B b;
+        for (int depth = 0; depth < kDepth; ++depth) {
+            for (int i = 0; i < 4; ++i) {
+                b.values[depth][i] = tile[depth * stride + sum_column(i / 2, i % 2)];
+            }
+        }
+        return b;
+    }
+    static IGM_DEVICE void multiply(T (&sums)[2][4], const A& a, const B& b) {
+        for (int depth = 0; depth < kDepth; ++depth) {
+            for (int half = 0; half < 2; ++half) {
+                for (int i = 0; i < 4; ++i) {
+                    sums[half][i] += a.values[depth][i / 2] * b.values[depth][2 * half + i % 2];
+                }
+            }
+        }
+    }
+};
+
+}  // namespace igm

@@ -1,0 +1,8 @@
+#include "common/instances.cuh"
+#include "projector/jacobi.cuh"
+
+namespace igm {
+
+IGM_INSTANCE(jacobi_kernel)
+
+}  // namespace igm
