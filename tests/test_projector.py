@@ -295,3 +295,16 @@ def test_projectors_of_a_convolution_with_groups_from_a_sketch():
     for T, group in zip(projector.dense(), u, strict=True):
         expected = igm_projector((group @ group.T / 48).numpy(), 4.0)
         assert np.linalg.norm(T.double().numpy() - expected, 2) <= projector.error_bound
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_dead_channels_do_not_stop_eigh(seed):
+    """MKL's eigensolver gives up on about every second of these: most rows and columns are zero."""
+    generator = torch.Generator().manual_seed(seed)
+    X = torch.randn(400, 512, generator=generator, dtype=torch.float64).relu()
+    X[:, torch.randperm(512, generator=generator)[32:]] = 0
+    C = X.T @ X / 400
+    projector = flat_projectors({"layer": C}, tau=4.0, method="eigh")["layer"]
+    values, vectors = np.linalg.eigh(C.numpy())
+    expected = (vectors * np.exp(-4 * (values - values[0]) / (values[-1] - values[0]))) @ vectors.T
+    assert np.linalg.norm(projector.dense().numpy() - expected, 2) <= projector.error_bound

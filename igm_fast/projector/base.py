@@ -151,8 +151,12 @@ def low_rank(
     basis: Tensor,
     failure_probability: float = 0.0,
 ) -> Projector:
-    """Return cI + U(Σ − cI)Uᵀ from tensors with a leading dimension for groups, which goes when there is one."""
+    """Return cI + U(Σ − cI)Uᵀ from tensors with a leading dimension for groups, which goes when there is one.
+
+    Small tensors may come from the CPU, where certificates are computed; all of the result is on the basis's device.
+    """
     groups, dim, _ = basis.shape
+    eigenvalues, sigma = eigenvalues.to(basis.device), sigma.to(basis.device)
     if groups == 1:
         eigenvalues, sigma, basis = eigenvalues[0], sigma[0], basis[0]
     return Projector(
@@ -180,6 +184,7 @@ def dense(
 ) -> Projector:
     """The same for T itself, ``[groups, d, d]``."""
     groups, dim, _ = matrix.shape
+    eigenvalues, sigma = eigenvalues.to(matrix.device), sigma.to(matrix.device)
     if groups == 1:
         eigenvalues, sigma, matrix = eigenvalues[0], sigma[0], matrix[0]
     return Projector(dim, groups, function, route, eigenvalues, sigma, complement, error_bound, dense_matrix=matrix)

@@ -34,7 +34,7 @@ LIKELY = 3.2
 
 @dataclass(frozen=True)
 class Facts:
-    """What one pass over C ``[groups, d, d]`` says of it; ``[groups, 1]`` float64 each."""
+    """What one pass over C ``[groups, d, d]`` says of it; ``[groups, 1]`` float64 each, on the CPU."""
 
     asymmetry: Tensor  # ‖C − Cᵀ‖_F
     norm: Tensor  # ‖C‖_F
@@ -57,23 +57,27 @@ class Proposal:
 
 
 class Evidence:
-    """Ritz pairs of one layer's C, and what they prove together with a bound on ‖E‖₂."""
+    """Ritz pairs of one layer's C, and what they prove together with a bound on ‖E‖₂.
+
+    Vectors stay on their device; Λ and RᵀR, from which all else follows, are copied to the CPU, once.
+    """
 
     def __init__(self, eigenvalues: Tensor, vectors: Tensor, residuals: Tensor, facts: Facts) -> None:
         """Take Λ ``[groups, m]``, U and R ``[groups, d, m]``."""
-        self.eigenvalues, self.vectors, self.facts = eigenvalues, vectors, facts
+        self.eigenvalues, self.vectors, self.facts = eigenvalues.cpu(), vectors, facts
         self.dim, self.size = vectors.shape[1:]
         self.rounding = rounding(self.dim, vectors.dtype)
-        self.gram = residuals.mT @ residuals
+        self.gram = (residuals.mT @ residuals).cpu()
         self.lengths = self.gram.diagonal(dim1=1, dim2=2).double().sqrt()  # of R's columns
         self.skew = facts.asymmetry / 2  # of C = S + K, in R and in E: the theorem is about S
         self.coupling = _norm(self.gram) + self.skew  # ‖R‖₂
         # Rounding of the two sums stays in their difference.
         noise = 8 * torch.finfo(vectors.dtype).eps * facts.norm.square()
-        explained = (eigenvalues.square() + 2 * self.lengths.square()).sum(dim=1, keepdim=True)
+        explained = (self.eigenvalues.square() + 2 * self.lengths.square()).sum(dim=1, keepdim=True)
         self.certain_tail = ((facts.norm.square() - explained).clamp(min=0.0) + noise).sqrt() + self.skew
-        spare = (facts.trace - eigenvalues.sum(dim=1, keepdim=True)).clamp(min=0.0)
-        self.smallest = spare / (self.dim - self.size) if self.size < self.dim else eigenvalues[:, -1:].clamp(min=0.0)
+        spare = (facts.trace - self.eigenvalues.sum(dim=1, keepdim=True)).clamp(min=0.0)
+        least = self.eigenvalues[:, -1:].clamp(min=0.0)
+        self.smallest = spare / (self.dim - self.size) if self.size < self.dim else least
 
     def likely_tail(self) -> Tensor:
         """Return what ‖E‖₂ will probably turn out to be bounded by."""
@@ -149,12 +153,12 @@ class Evidence:
 def tail_from_probes(C: Tensor, U: Tensor, generator: torch.Generator) -> Tensor:
     """Return a bound ``[groups, 1]`` on ‖E‖₂, E = (I − UUᵀ)C(I − UUᵀ), violated with FAILURE_PROBABILITY each.
 
-    ‖E³‖₂ from E³G by :func:`norm_bound`, for Gaussian G that U has not seen.
+    ‖E³‖₂ from E³G by :func:`norm_bound`, for Gaussian G that U has not seen; G is the same on every device.
     """
-    image = _deflate(U, torch.randn(*C.shape[:2], PROBES, generator=generator, dtype=C.dtype))
+    image = _deflate(U, torch.randn(*C.shape[:2], PROBES, generator=generator, dtype=C.dtype).to(C.device))
     for _ in range(POWER):
         image = _deflate(U, torch.ops.igm_fast.tall_product(C, image))
-    squares = torch.linalg.eigvalsh(image.double().mT @ image.double()).clamp(min=0.0)
+    squares = torch.linalg.eigvalsh((image.double().mT @ image.double()).cpu()).clamp(min=0.0)
     bound: Tensor = norm_bound(torch.diag_embed(squares.sqrt()))
     return bound.pow(1 / POWER)[:, None]
 

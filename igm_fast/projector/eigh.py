@@ -42,9 +42,9 @@ def eigh(layers: Sequence[Tensor], facts: Sequence[Facts], function: SpectralFun
         if not open_layers:
             break
         stacked = torch.cat([layers[i].to(dtype) for i in open_layers])
-        eigenvalues, vectors = torch.linalg.eigh(stacked)
+        eigenvalues, vectors = _eigenpairs(stacked)
         sizes = [len(layers[i]) for i in open_layers]
-        parts = zip(eigenvalues.flip(1).double().split(sizes), vectors.flip(2).split(sizes), strict=True)
+        parts = zip(eigenvalues.flip(1).double().cpu().split(sizes), vectors.flip(2).split(sizes), strict=True)
         for i, (values, columns) in zip(open_layers, parts, strict=True):
             skew = facts[i].asymmetry / 2
             if isinstance(function, EnergyThreshold):
@@ -52,6 +52,31 @@ def eigh(layers: Sequence[Tensor], facts: Sequence[Facts], function: SpectralFun
             else:
                 made[i] = _smooth(values, columns, layers[i].dtype, skew, function)
     return [made[i] for i in range(len(layers))]
+
+
+def _eigenpairs(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """``torch.linalg.eigh``, also where it gives up: MKL's does on some matrices with many rows of zeros.
+
+    Such rows are dead channels, hence frequent. They are eigenvectors by themselves; what is left has none.
+    """
+    try:
+        return torch.linalg.eigh(matrices)
+    except torch.linalg.LinAlgError:
+        pairs = [_of_living(matrix) for matrix in matrices]
+        return torch.stack([values for values, _ in pairs]), torch.stack([vectors for _, vectors in pairs])
+
+
+def _of_living(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenpairs by those of the rows that are not zero."""
+    alive = matrix.any(dim=1).nonzero().flatten()
+    dead = (~matrix.any(dim=1)).nonzero().flatten()
+    some, columns = torch.linalg.eigh(matrix[alive][:, alive])
+    values = torch.cat([some, some.new_zeros(len(dead))])
+    vectors = torch.zeros_like(matrix)
+    vectors[alive[:, None], torch.arange(len(alive), device=matrix.device)] = columns
+    vectors[dead, torch.arange(len(alive), len(matrix), device=matrix.device)] = 1
+    order = values.argsort()
+    return values[order], vectors[:, order]
 
 
 def _may_do(facts: Facts, dim: int, dtype: torch.dtype, function: SpectralFunction, tol: float) -> bool:
@@ -66,7 +91,7 @@ def _may_do(facts: Facts, dim: int, dtype: torch.dtype, function: SpectralFuncti
 def _smooth(
     eigenvalues: Tensor, vectors: Tensor, dtype: torch.dtype, skew: Tensor, function: SmoothFunction
 ) -> Projector:
-    """T from eigenpairs, of which the vectors are in the dtype that they were computed in."""
+    """T from eigenvalues, on the CPU, and vectors, in the dtype that they were computed in."""
     dim = vectors.shape[1]
     smallest, largest = eigenvalues[:, -1:], eigenvalues[:, :1]
     scale = dim * eigenvalues.abs().amax(dim=1, keepdim=True)
@@ -101,6 +126,6 @@ def _threshold(
             bound = max(bound, error / (gap - error) if sure else 1.0)
     kept = max(counts)
     # Groups that need fewer directions leave the others of the basis alone: σ = c = 1.
-    sigma = (torch.arange(kept, device=vectors.device) >= torch.tensor(counts, device=vectors.device)[:, None]).double()
+    sigma = (torch.arange(kept) >= torch.tensor(counts)[:, None]).double()
     bound = min(bound + rounding(dim, dtype) + 2 * dim * torch.finfo(vectors.dtype).eps, 1.0)
     return low_rank("eigh", function, eigenvalues[:, :kept], sigma, 1.0, bound, vectors[:, :, :kept].to(dtype))

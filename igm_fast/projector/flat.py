@@ -14,6 +14,7 @@ from torch import Tensor
 
 from igm_fast import ops  # noqa: F401 - registers torch.ops.igm_fast
 from igm_fast.names import nearest
+from igm_fast.ops.precision import full_float32
 from igm_fast.projector.base import Projector, identity
 from igm_fast.projector.certificate import Facts
 from igm_fast.projector.eigh import eigh
@@ -95,18 +96,30 @@ def spectral_projectors(
 
     Args:
         covariance: of :class:`igm_fast.ActivationCovariance`, or ``{name: C}`` with C ``[d, d]`` or ``[groups, d, d]``,
-            float32 or float64, symmetric and positive semi-definite, on the CPU.
+            float32 or float64, symmetric and positive semi-definite, on the CPU or a GPU, where their projectors will
+            be. The host reads certificates between kernels, on a GPU too.
         function: f: ``FlatExponential(tau)``, ``RidgeComplement(alpha)`` or ``EnergyThreshold(share)``.
         method: the route.
         tol: largest bound on the operator norm of the error that routes may leave.
         start: earlier projectors of the same layers, from whose directions the truncated route starts.
 
     Raises:
-        ValueError: an option out of range; a matrix that is not square, symmetric or finite, on another device than the
-            CPU, or with entries that no second moment has (all with the layer's name); a route that needs a matrix
+        ValueError: an option out of range; a matrix that is not square, symmetric or finite, on another kind of device,
+            or with entries that no second moment has (all with the layer's name); a route that needs a matrix
             where there is a sketch, or the other way round, or one that f has not.
     """
     _check_options(function, method, tol)
+    with full_float32():
+        return _spectral_projectors(covariance, function, method, tol, start or {})
+
+
+def _spectral_projectors(
+    covariance: HasStatistics | Mapping[str, Tensor],
+    function: SpectralFunction,
+    method: Route,
+    tol: float,
+    start: Mapping[str, Projector],
+) -> dict[str, Projector]:
     statistics = covariance.statistics() if isinstance(covariance, HasStatistics) else covariance
     shapes = covariance.weight_shapes if isinstance(covariance, HasStatistics) else {}
     projectors: dict[str, Projector] = {}
@@ -116,7 +129,7 @@ def spectral_projectors(
             projectors[name] = _from_sketch(name, C, function, method, tol)
         else:
             matrices[name] = _checked(name, C, method)
-    projectors |= _from_matrices(matrices, function, method, tol, start or {})
+    projectors |= _from_matrices(matrices, function, method, tol, start)
     return {name: replace(projectors[name], weight_shape=shapes.get(name)) for name in statistics}
 
 
@@ -189,11 +202,11 @@ def _from_matrices(
 
 
 def _alike(names: list[str], matrices: Mapping[str, tuple[Tensor, Facts]], largest: int) -> list[list[str]]:
-    """Names of layers of one size and dtype; alone where d > ``largest``."""
+    """Names of layers of one size, dtype and device; alone where d > ``largest``."""
     alike: dict[object, list[str]] = defaultdict(list)
     for name in names:
         C = matrices[name][0]
-        alike[(C.shape[1], C.dtype) if C.shape[1] <= largest else name].append(name)
+        alike[(C.shape[1], C.dtype, C.device) if C.shape[1] <= largest else name].append(name)
     return list(alike.values())
 
 
@@ -213,15 +226,17 @@ def _checked(name: str, C: Tensor, method: Route) -> tuple[Tensor, Facts]:
         )
     if C.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{where}: matrix is {C.dtype}, expected float32 or float64. Convert it with .float()")
-    if C.device.type != "cpu":
-        raise ValueError(f"{where}: matrix is on {C.device}, expected cpu, where the kernels are. Move it with .cpu()")
+    if C.device.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"{where}: matrix is on {C.device}, expected cpu or cuda, where the kernels are. Move it with .cpu()"
+        )
     if method == "sketch" and C.shape[-1] > SMALL_FOR_A_SKETCH:
         raise ValueError(
             f"projectors: method='sketch' for layer {name!r}, of which there is a matrix with d={C.shape[-1]}; "
             "expected a sketch. Use 'auto', or measure with ActivationCovariance(…, estimator='sketch')"
         )
     C = C.detach().reshape(-1, *C.shape[-2:]).contiguous()
-    seen = torch.ops.igm_fast.inspect_symmetric(C)
+    seen = torch.ops.igm_fast.inspect_symmetric(C).cpu()
     non_finite = int(seen[:, 0].sum())
     if non_finite:
         place = (~torch.isfinite(C)).nonzero()[0].tolist()

@@ -36,7 +36,7 @@ def polynomial(C: Tensor, skew: float, function: SmoothFunction, tol: float) -> 
     groups, dim, _ = C.shape
     matrices, bounds, ends = zip(*(one for one in made if one is not None), strict=True)
     T = torch.stack(matrices)
-    eigenvalues = torch.stack(ends).to(C.device)  # λmax, λmin
+    eigenvalues = torch.stack(ends)  # λmax, λmin, on the CPU
     sigma = function.values(eigenvalues, eigenvalues[:, 1:], eigenvalues[:, :1])
     known = float(sigma.sum())
     others = groups * (dim - 2)

@@ -64,7 +64,7 @@ def truncated(
         basis, image = torch.cat([basis, block], dim=2), torch.cat([image, product], dim=2)
         block = product
         if product.shape[2] > BLOCK:  # a start: of what C makes of it, a sample of the directions leads on
-            block = product @ torch.randn(product.shape[2], BLOCK, generator=generator, dtype=C.dtype)
+            block = product @ torch.randn(product.shape[2], BLOCK, generator=generator, dtype=C.dtype).to(C.device)
         size = basis.shape[2]
         if size < min(look, most):
             continue
@@ -95,11 +95,12 @@ def _first_block(layers: Sequence[Tensor], starts: Sequence[Tensor | None], gene
     dim = layers[0].shape[1]
     known = max((start.shape[2] for start in starts if start is not None), default=0)
     width = min(BLOCK * (-(-known // BLOCK) + 1), dim)
-    rows = torch.randperm(dim, generator=generator)[: 8 * BLOCK]
+    rows = torch.randperm(dim, generator=generator)[: 8 * BLOCK].to(layers[0].device)
     blocks = []
     for layer, start in zip(layers, starts, strict=True):
         given = layer[:, :, :0] if start is None else start[:, :, :width].to(layer)
         weights = torch.randn(width - given.shape[2], len(rows), generator=generator, dtype=layer.dtype)
+        weights = weights.to(layer.device)
         blocks.append(torch.cat([given, (weights @ layer[:, rows]).mT], dim=2))
     return torch.cat(blocks)
 
