@@ -1,4 +1,4 @@
-"""Running statistics of batch norm that see the first pass of SAM only."""
+"""Running statistics of batch norm: when they are used, and that they see the first pass of SAM only."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+
+
+@contextmanager
+def evaluation_flags(module: nn.Module) -> Iterator[None]:
+    """Put a module and all its parts into evaluation mode, gradients as they are; afterwards each part is as before."""
+    before = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in before.items():
+            part.training = training
 
 
 @contextmanager

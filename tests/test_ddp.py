@@ -42,7 +42,8 @@ def assert_equal_to_round_off(one: Path, two: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["igm", "mla"])
+# Each finds the other rank in another way: sums of statistics, features, probes on copies, scores that decide, samples.
+@pytest.mark.parametrize("method", ["igm", "mla", "ogr-gb", "mses", "smv"])
 def test_two_ranks_equal_one(tmp_path, method):
     """Statistics, SAM's ε and MLA's P are those of the whole batch; every batch is shared unequally, 31 to 30."""
     flags = ("--method", method, "--batch_size", "61")

@@ -4,58 +4,36 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from contextlib import nullcontext
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from method_cases import (
+    PLAIN,
+    assert_moved,
+    autograd_gradients,
+    batch_of,
+    double_inputs,
+    snapshot,
+    softmax,
+    workshop,
+)
 from oracles import igm_projector, mla_projector, second_moment
 from torch import nn
 from torch.nn import functional
 from training_cases import digits, waves
 
-from igm_fast.methods import METHODS, Batch, Context, Stage, alternating, together
+from igm_fast.methods import METHODS, Batch, Stage, alternating, together
 from igm_fast.methods.igm import Igm
 from igm_fast.methods.joint import Joint
 from igm_fast.methods.late import Late
 from igm_fast.methods.mla import Mla
 from igm_fast.methods.unimodal import Unimodal
-from igm_fast.training.batches import Share, ordered_batches
 from igm_fast.training.config import TrainConfig
 from igm_fast.training.evaluation import evaluation_mode
-from igm_fast.training.loop import build_model, build_optimizer, freeze_all_but
-
-CPU = torch.device("cpu")
-PLAIN = TrainConfig(data="digits3", momentum=0.0, weight_decay=0.0, lr=0.1)
-
-
-def workshop(method, data, stage, config=PLAIN, model=None):
-    """Model and context of one stage, on one device and without a training loop."""
-    model = build_model(method, data, config) if model is None else model
-    freeze_all_but(model, stage.modalities)
-    context = Context(
-        model=model,
-        network=model,
-        optimizer=build_optimizer(config, method, model),
-        backward=lambda loss, _branch: loss.backward(),
-        training_set=partial(ordered_batches, data.train, 512, Share(0, 1, CPU)),
-        mean_over_devices=lambda value: value,
-        measure=lambda _phase: nullcontext(),
-    )
-    return model, context
-
-
-def batch_of(data, size=32):
-    inputs, labels = data.train.__getitems__(range(size))
-    return Batch(inputs, labels)
-
-
-def snapshot(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
+from igm_fast.training.loop import build_model
 
 # ---- schedules -------------------------------------------------------------------------------------------------------
 
@@ -87,31 +65,6 @@ def test_budget_and_first_weights_are_those_of_every_method(name):
 
 
 # ---- one step --------------------------------------------------------------------------------------------------------
-
-
-def autograd_gradients(model, loss):
-    """Gradients in float64 at the model's weights, by name."""
-    double = copy.deepcopy(model).double()
-    loss(double).backward()
-    return {name: p.grad for name, p in double.named_parameters() if p.grad is not None}
-
-
-def assert_moved(model, before, expected_updates, *, rtol=2e-4):
-    """Weights are before − update (float64) up to float32 rounding of weight and gradient; the rest is as it was."""
-    for name, value in model.state_dict().items():
-        expected = before[name].double() - expected_updates.get(name, torch.zeros(()).double())
-        if name not in expected_updates:
-            torch.testing.assert_close(value, before[name], rtol=0, atol=0, msg=name)
-            continue
-        size = float(expected_updates[name].abs().max())
-        assert size > 1e-6, name  # the bound below bites only if the weight moved
-        torch.testing.assert_close(
-            value.double(), expected, rtol=2**-22, atol=rtol * size, msg=lambda m, name=name: f"{name}: {m}"
-        )
-
-
-def double_inputs(batch):
-    return {name: x.double() for name, x in batch.inputs.items()}
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.3])
@@ -257,11 +210,6 @@ def test_mla_alpha_falls_within_an_epoch():
 # ---- fusion ----------------------------------------------------------------------------------------------------------
 
 
-def softmax(z):
-    e = np.exp(z - z.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
-
-
 def test_fusion_rules():
     rng = np.random.default_rng(0)
     z = {name: rng.normal(size=(6, 4)) * scale for name, scale in (("a", 1.0), ("b", 5.0), ("c", 0.1))}
@@ -391,7 +339,10 @@ def test_bad_options(make, said):
 
 
 def test_methods_are_registered_by_name():
-    assert list(METHODS) == ["unimodal", "late", "joint", "mla", "igm-no-sam", "igm"]
+    assert list(METHODS) == [  # in the order of the paper's table
+        *("unimodal", "joint", "late", "ogr-gb", "ogm", "ogm-ge", "domfn", "mses", "pmr", "agm", "mslr", "reconboost"),
+        *("smv", "mmpareto", "mla", "sam", "igm-no-sam", "igm"),
+    ]
     assert METHODS["igm-no-sam"]().rho == 0.0
     with pytest.raises(TypeError):
         METHODS["igm-no-sam"](rho=0.1)

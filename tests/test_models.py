@@ -171,6 +171,32 @@ def test_joint_share_is_the_block_of_its_modality_in_any_order() -> None:
     assert list(model(inputs, ["words", "sound"])) == ["words", "sound"]
 
 
+def test_own_heads_beside_a_joint_head() -> None:
+    model = MultimodalModel(SPECS, 4, "both", width=16).eval()
+    features, logits = model.features(batch()), model(batch())
+    assert list(logits) == [*model.modalities, "joint"]
+    for name in model.modalities:
+        torch.testing.assert_close(logits[name], model.branch(name).head(features[name]), rtol=0, atol=0)
+    joined = torch.cat([features[name] for name in model.modalities], dim=1)
+    torch.testing.assert_close(logits["joint"], model.joint_head(joined), rtol=0, atol=0)
+    assert all(value.requires_grad for value in logits.values())
+    assert list(model(batch(), ["words", "sound"])) == ["words", "sound"]
+
+
+def test_boosted_head_adds_up_and_multiplies() -> None:
+    model = MultimodalModel(SPECS, 4, "boosted", width=16).double().eval()
+    inputs = {name: x.double() if x.is_floating_point() else x for name, x in batch().items()}
+    with torch.no_grad():
+        assert model.boost_rate.item() == 1.0
+        model.boost_rate.fill_(0.3)
+    logits, features = model(inputs), model.features(inputs)
+    total = sum(double(model.shared_head(features[name])) for name in model.modalities)
+    np.testing.assert_allclose(double(logits["joint"]), 0.3 * total, rtol=1e-12)
+    logits["joint"].sum().backward()
+    assert model.boost_rate.grad.item() == pytest.approx(total.sum(), rel=1e-12)
+    assert list(model(inputs, ["words", "sound"])) == ["words", "sound"]
+
+
 def test_only_the_asked_encoders_run() -> None:
     model = MultimodalModel(SPECS, 4)
     before = {name: value.clone() for name, value in model.state_dict().items()}

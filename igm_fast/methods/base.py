@@ -39,12 +39,32 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """The samples of one epoch in their order; every process must hold the same.
+
+    Args:
+        rows: ``[N]`` int64, places in the training set; a sample may be left out or come several times.
+        kept: ``[N, M]`` bool: which of the model's modalities each of these samples is trained with; None: all. It
+            reaches the method as ``batch.kept``; what it means is the method's business.
+    """
+
+    rows: Tensor
+    kept: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Inputs ``{modality: [B, ...]}`` and labels ``[B]``; losses are multiplied by ``weight`` (1 on one device)."""
+    """Inputs ``{modality: [B, ...]}`` and labels ``[B]``; losses are multiplied by ``weight`` (1 on one device).
+
+    ``rows`` ``[B]`` int64 (on the CPU) are the samples' places in the training set, ``kept`` ``[B, M]`` is their part
+    of the :class:`Selection`.
+    """
 
     inputs: dict[str, Tensor]
     labels: Tensor
     weight: float = 1.0
+    rows: Tensor | None = None
+    kept: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -54,10 +74,14 @@ class Context:
     model: MultimodalModel  # for its parts; on one device the same as `network`
     network: Callable[..., dict[str, Tensor]]  # the model's forward, whose backward averages gradients over devices
     optimizer: SAM  # fresh in every stage, over the parameters that train in it
-    backward: Callable[[Tensor, str], None]  # loss, branch; a loss that is not finite ends the run with a message
+    backward: Callable[..., None]  # (loss, branch, retain_graph=False); a loss that is not finite ends the run
     training_set: Callable[[], Iterator[Batch]]  # this device's share, once, in order, without augmentation
+    samples: int  # of the training set, on all devices together
     mean_over_devices: Callable[[Tensor], Tensor]
+    unsynchronized: Callable[[], AbstractContextManager[None]]  # inside, gradients are this device's alone
     measure: Callable[[str], AbstractContextManager[None]]  # books the time inside on a phase
+    batches: Callable[[Selection], Iterator[Batch]]  # this device's share of training batches, as in an epoch
+    twin: Callable[[MultimodalModel], Context]  # the same for a copy of the model, with a fresh optimizer
 
 
 class Method(ABC):
@@ -82,8 +106,42 @@ class Method(ABC):
         """Do what the start of a stage asks for; return rows for ``spectra.json``. Not called again on resume."""
         return []
 
+    def sam_options(self) -> dict[str, Any]:
+        """Return further options of the stage's :class:`igm_fast.SAM`, beside the radius."""
+        return {}
+
+    def heads(self) -> Head:
+        """Return which heads the model gets: those of the class, unless an option of the method decides."""
+        return self.head
+
     def attach(self, stage: Stage, context: Context) -> None:  # noqa: B027 - most methods have nothing to connect
         """Connect the state with the stage's new optimizer; called after :meth:`prepare`, and on resume."""
+
+    def learning_rate_factors(self, stage: Stage) -> Mapping[str, float]:  # noqa: ARG002
+        """Return by what the learning rate of single modalities is multiplied; asked once per epoch.
+
+        The modalities named at the start of a stage get parameter groups of their own, and must be named in all its
+        epochs; everything else has the common rate.
+        """
+        return {}
+
+    def begin_epoch(self, stage: Stage, epoch: int, context: Context) -> None:  # noqa: B027 - as above
+        """Do what an epoch needs before its first batch, in evaluation mode without gradients, as :meth:`prepare` is.
+
+        Called for each epoch on every process, also for the first after a resume: what it sets anew each time needs no
+        place in :meth:`state_dict`. Its time is booked where ``context.measure`` says.
+        """
+
+    def order(self, stage: Stage, epoch: int, shuffled: Tensor, context: Context) -> Selection:  # noqa: ARG002
+        """Return the samples of an epoch in order, called after :meth:`begin_epoch`: here all, as they were shuffled.
+
+        Args:
+            stage: the present stage.
+            epoch: within the stage.
+            shuffled: ``[N]`` int64, a permutation of the training set that depends on seed, round and epoch.
+            context: model and optimizer.
+        """
+        return Selection(shuffled)
 
     def loss(self, stage: Stage, batch: Batch, context: Context) -> Tensor:
         """Return the mean loss of a batch: here the cross-entropy of the stage's modality."""
@@ -107,12 +165,32 @@ class Method(ABC):
         context.backward(loss, branch)
         if self.rho > 0:
             context.optimizer.perturb()
-            context.optimizer.zero_grad()
-            with frozen_batch_statistics(context.model):
-                context.backward(self.loss(stage, batch, context) * batch.weight, branch)
+            if context.optimizer.perturbed:  # SAM(every=n) leaves steps out
+                context.optimizer.zero_grad()
+                with frozen_batch_statistics(context.model):
+                    context.backward(self.loss(stage, batch, context) * batch.weight, branch)
+        self.modify(stage, context)
         context.optimizer.step()
         context.optimizer.zero_grad()
         return {branch: loss.detach()}
+
+    def modify(self, stage: Stage, context: Context) -> None:  # noqa: B027 - as above
+        """Change the gradients (``parameter.grad``, averaged over devices) between backward pass and step."""
+
+    def end_epoch(  # noqa: B027 - as above
+        self, stage: Stage, epoch: int, scores: Mapping[str, Mapping[str, float]], context: Context
+    ) -> None:
+        """Draw conclusions from an epoch; called on every process, before the checkpoint to resume from is written.
+
+        The epoch was a candidate for selection before that: weights that change here are judged after the next epoch.
+
+        Args:
+            stage: the present stage.
+            epoch: within the stage.
+            scores: on the validation split, per modality and for ``"fused"``: ``loss``, ``accuracy``, ``map`` and
+                ``macro_f1``. The same numbers on every process.
+            context: model and optimizer.
+        """
 
     def fuse(self, logits: Mapping[str, Tensor]) -> Tensor:
         """Return fused probabilities ``[B, classes]``: here the mean of the modalities' softmax."""
@@ -149,11 +227,28 @@ def together(modalities: Sequence[str], epochs: int) -> list[Stage]:
     return [Stage(0, 0, tuple(modalities), epochs)]
 
 
+def at_least_two(method: str, available: Sequence[str], purpose: str) -> list[str]:
+    """Return the modalities of a data set for a method that relates modalities to one another.
+
+    Raises:
+        ValueError: there is only one.
+    """
+    if len(available) < 2:
+        raise ValueError(f"{method}: the data have one modality, {available[0]}; expected at least two {purpose}")
+    return list(available)
+
+
 def check_range(method: str, name: str, value: float, *, above: float = -math.inf, least: float = -math.inf) -> None:
     """Raise a ValueError unless an option is finite, greater than ``above`` and at least ``least``."""
     if not (above < value < math.inf and value >= least):
         expected = f"a number > {above:g}" if above > -math.inf else f"a number ≥ {least:g}"
         raise ValueError(f"{method}: {name} is {value}, expected {expected}")
+
+
+def check_share(method: str, name: str, value: float) -> None:
+    """Raise a ValueError unless an option is a share: at least 0, less than 1."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{method}: {name} is {value}, expected a share: at least 0, less than 1")
 
 
 def check_choice(method: str, name: str, value: str, known: Sequence[str]) -> None:

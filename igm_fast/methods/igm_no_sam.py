@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from igm_fast.methods.igm import Igm
+from igm_fast.methods.igm import Igm, Perturbation
 
 
 @dataclass
@@ -17,6 +17,9 @@ class IgmNoSam(Igm):
     Args:
         tau: strength of the projector; eigenvalues of T lie in [exp(−tau), 1].
         estimator: how C is measured; full is exact, sketch needs no d×d matrix, batch_mean is the authors'.
+        statistics: pass measures C in an extra pass over the training set, in evaluation mode; ride during the last
+            epoch of the modality's own turn, from the forward passes that training makes anyway.
+        statistics_every: of ride: every n-th batch is looked at.
         centered: subtract the mean activation: variance instead of second moment.
         projector_method: how T is made of C; auto takes the cheapest route that keeps tol.
         tol: largest error of T, in operator norm, that truncated routes may leave.
@@ -25,3 +28,5 @@ class IgmNoSam(Igm):
 
     name: ClassVar[str] = "igm-no-sam"
     rho: float = field(default=0.0, init=False)
+    perturbation: Perturbation = field(default="full", init=False)
+    every: int = field(default=1, init=False)

@@ -55,7 +55,8 @@ class Mla(Method):
         head = context.model.shared_head
         if self.projector is None:
             # float64: thousands of rank-1 updates drive eigenvalues of P towards 0.
-            self.projector = torch.eye(head.in_features, dtype=torch.float64, device=head.weight.device)
+            self.projector = torch.eye(head.in_features, dtype=torch.float64)
+        self.projector = self.projector.to(head.weight.device)  # also from a checkpoint, which is read onto the CPU
         alpha = self.alpha * self.alpha_decay**progress
         losses: dict[str, Tensor] = {}
         for name in stage.modalities:

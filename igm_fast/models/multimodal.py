@@ -1,4 +1,4 @@
-"""One encoder per modality, and heads: one each, one for the joined features, or one shared by all."""
+"""One encoder per modality, and heads: one each, one for the joined features, both, or one shared by all."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from igm_fast.data.dataset import ModalitySpec
 from igm_fast.models.small import build_encoder, check_input
 from igm_fast.names import nearest
 
-Head = Literal["separate", "joint", "shared"]
+Head = Literal["separate", "sum", "joint", "both", "shared", "boosted"]
 HEADS: tuple[Head, ...] = get_args(Head)
 
 
 class Branch(nn.Module):
-    """Encoder and, with ``head="separate"``, linear head of one modality.
+    """Encoder and, with ``head="separate"``, ``"sum"`` or ``"both"``, linear head of one modality.
 
     ``forward`` gives logits ``[B, classes]``, or the features ``[B, width]`` where ``head`` is None.
     """
@@ -40,9 +40,11 @@ class Branch(nn.Module):
 class MultimodalModel(nn.Module):
     """Encoders and heads for any number of modalities.
 
-    Heads: ``"separate"``: each branch ends in its own linear head (late fusion, IGM); ``"shared"``: one
-    ``shared_head`` reads the features of every modality (MLA); ``"joint"``: one ``joint_head`` reads all features side
-    by side (concatenation).
+    Heads: ``"separate"``: each branch ends in its own linear head (late fusion, IGM); ``"sum"``: so too, and the joint
+    logits are the sum of their logits (additive fusion); ``"joint"``: one ``joint_head``
+    reads all features side by side (concatenation); ``"both"``: own heads and a joint head (MMPareto); ``"shared"``:
+    one ``shared_head`` reads the features of every modality (MLA); ``"boosted"``: a shared head, and the modalities'
+    logits are added up and multiplied by ``boost_rate`` (ReconBoost).
 
     Args:
         specs: the modalities, in the order of the joined features.
@@ -77,14 +79,18 @@ class MultimodalModel(nn.Module):
         self.width = width
         self.branches = nn.ModuleDict(
             {
-                name: Branch(encoder(spec, width), nn.Linear(width, num_classes) if head == "separate" else None)
+                name: Branch(
+                    encoder(spec, width), nn.Linear(width, num_classes) if head in ("separate", "sum", "both") else None
+                )
                 for name, spec in self.specs.items()
             }
         )
-        if head == "joint":
+        if head in ("joint", "both"):
             self.joint_head = nn.Linear(width * len(specs), num_classes)
-        elif head == "shared":
+        elif head in ("shared", "boosted"):
             self.shared_head = nn.Linear(width, num_classes)
+        if head == "boosted":
+            self.boost_rate = nn.Parameter(torch.ones(()))
 
     @property
     def modalities(self) -> list[str]:
@@ -94,18 +100,30 @@ class MultimodalModel(nn.Module):
     def forward(self, inputs: dict[str, Tensor], modalities: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Return logits ``[B, classes]`` of each asked modality (default: all).
 
-        With ``head="joint"`` the result also has ``"joint"`` when all modalities are asked for. The entries of single
-        modalities are then shares Wᵐhᵐ + b/M, which add up to the joint logits; they carry no gradient.
+        With every head but ``"separate"`` and ``"shared"`` the result also has ``"joint"`` when all modalities are
+        asked for. The entries of single modalities are, with ``"joint"``, shares Wᵐhᵐ + b/M, which add up to the joint
+        logits and carry no gradient; with the others they are the logits of the own or shared head.
 
         Raises:
             ValueError: an asked modality is unknown or not in ``inputs``, or an input does not fit its modality.
         """
-        features = self.features(inputs, modalities)
+        return self.classify(self.features(inputs, modalities))
+
+    def classify(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what :meth:`forward` returns, from features ``[B, width]`` of some or all modalities."""
         if self.head == "joint":
             return self._joint(features)
-        if self.head == "shared":
-            return {name: self.shared_head(feature) for name, feature in features.items()}
-        return {name: self.branch(name).classify(feature) for name, feature in features.items()}
+        if self.head in ("shared", "boosted"):
+            logits = {name: self.shared_head(feature) for name, feature in features.items()}
+        else:
+            logits = {name: self.branch(name).classify(feature) for name, feature in features.items()}
+        if len(features) == len(self.specs):
+            if self.head == "both":
+                logits["joint"] = self._joined(features)
+            elif self.head in ("sum", "boosted"):
+                total = torch.stack([logits[name] for name in self.modalities]).sum(dim=0)
+                logits["joint"] = self.boost_rate * total if self.head == "boosted" else total
+        return logits
 
     def features(self, inputs: dict[str, Tensor], modalities: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Return features ``[B, width]`` of each asked modality (default: all).
@@ -135,10 +153,14 @@ class MultimodalModel(nn.Module):
             raise ValueError(nearest(name, self.modalities, "modality"))
         return cast(Branch, self.branches[name])
 
+    def _joined(self, features: dict[str, Tensor]) -> Tensor:
+        joined: Tensor = self.joint_head(torch.cat([features[name] for name in self.modalities], dim=1))
+        return joined
+
     def _joint(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         logits: dict[str, Tensor] = {}
         if len(features) == len(self.specs):
-            logits["joint"] = self.joint_head(torch.cat([features[name] for name in self.modalities], dim=1))
+            logits["joint"] = self._joined(features)
         blocks = dict(
             zip(self.modalities, torch.split(self.joint_head.weight.detach(), self.width, dim=1), strict=True)
         )

@@ -39,17 +39,28 @@ def batches_per_epoch(size: int, batch_size: int, world: int) -> int:
     return full + (rest >= 2 * world)
 
 
-def training_batches(dataset: MultimodalDataset, order: Tensor, batch_size: int, share: Share) -> Iterator[Batch]:
+def training_batches(
+    dataset: MultimodalDataset, order: Tensor, batch_size: int, share: Share, kept: Tensor | None = None
+) -> Iterator[Batch]:
     """Yield a process's share of each batch.
 
     A last batch with fewer than two samples per process is left out, since batch norm needs two. The weight makes the
     mean over processes of weighted mean losses the mean over all samples, also when their shares are unequal.
+
+    Args:
+        dataset: where the samples are.
+        order: ``[N]`` int64, all processes' samples; they may repeat.
+        batch_size: samples per batch, over all processes.
+        share: this process's part.
+        kept: ``[N, M]``, handed on with the samples.
     """
-    for rows in order.split(batch_size):
+    for begin in range(0, len(order), batch_size):
+        rows = order[begin : begin + batch_size]
         if len(rows) < 2 * share.world:
             return
-        mine = rows[share.rank :: share.world]
-        yield _batch(dataset, mine, len(mine) * share.world / len(rows), share.device)
+        mine = slice(begin + share.rank, begin + len(rows), share.world)
+        weight = len(order[mine]) * share.world / len(rows)
+        yield _batch(dataset, order[mine], weight, share.device, None if kept is None else kept[mine])
 
 
 def ordered_batches(dataset: MultimodalDataset, batch_size: int, share: Share) -> Iterator[Batch]:
@@ -60,7 +71,10 @@ def ordered_batches(dataset: MultimodalDataset, batch_size: int, share: Share) -
             yield _batch(dataset, rows, 1.0, share.device)
 
 
-def _batch(dataset: MultimodalDataset, rows: Tensor, weight: float, device: torch.device) -> Batch:
+def _batch(
+    dataset: MultimodalDataset, rows: Tensor, weight: float, device: torch.device, kept: Tensor | None = None
+) -> Batch:
     inputs, labels = dataset.__getitems__(rows)
     moved = {name: samples.to(device, non_blocking=True) for name, samples in inputs.items()}
-    return Batch(moved, labels.to(device, non_blocking=True), weight)
+    kept = None if kept is None else kept.to(device, non_blocking=True)
+    return Batch(moved, labels.to(device, non_blocking=True), weight, rows, kept)

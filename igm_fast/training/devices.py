@@ -33,6 +33,10 @@ def make_fabric(config: TrainConfig, devices: int | None = None) -> Fabric:
     elif devices is None:
         devices = config.devices
     several = devices * nodes > 1 or (config.strategy == "ddp" and devices == config.devices)
+    if config.accelerator != "cpu":
+        # A resumed run repeats the interrupted one: cuDNN may neither choose by timing nor add in any order.
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
     return Fabric(
         accelerator=config.accelerator,
         devices=devices,

@@ -14,6 +14,7 @@ from torchmetrics.functional.classification import (
     multiclass_f1_score,
 )
 
+from igm_fast.batch_statistics import evaluation_flags
 from igm_fast.data import MultimodalDataset
 from igm_fast.methods.base import Method
 from igm_fast.models import MultimodalModel
@@ -26,14 +27,8 @@ METRICS = ("accuracy", "map", "macro_f1")
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Put a module and all its parts into evaluation mode without gradients; afterwards each part is as before."""
-    before = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, training in before.items():
-            part.training = training
+    with evaluation_flags(module), torch.no_grad():
+        yield
 
 
 def predict(

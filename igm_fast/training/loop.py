@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from igm_fast.data import ModalitySpec, MultimodalData
-from igm_fast.methods.base import Context, Method, Stage
+from igm_fast.methods.base import Batch, Context, Method, Selection, Stage
 from igm_fast.models import MultimodalModel, build_encoder
 from igm_fast.sam import SAM
 from igm_fast.training import batches, checkpoint, evaluation
@@ -56,21 +56,37 @@ def build_model(method: Method, data: MultimodalData, config: TrainConfig) -> Mu
         torch.manual_seed(batches.derived_seed("weights", config.seed, spec.name))  # also for the branch's head
         return build_encoder(spec, width)
 
-    model = MultimodalModel(used, data.num_classes, method.head, config.width, encoder=seeded_encoder)
+    model = MultimodalModel(used, data.num_classes, method.heads(), config.width, encoder=seeded_encoder)
     torch.manual_seed(config.seed)
     return model
 
 
-def build_optimizer(config: TrainConfig, method: Method, model: nn.Module) -> SAM:
-    """Return a fresh optimizer over the parameters that train now."""
+def build_optimizer(config: TrainConfig, method: Method, model: nn.Module, apart: Iterable[str] = ()) -> SAM:
+    """Return a fresh optimizer over the parameters that train now.
+
+    Args:
+        config: learning rate, rule and decay.
+        method: whose radius of SAM it has.
+        model: what trains.
+        apart: modalities whose parameters make a group of their own, with the modality's name under ``"modality"``.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = []
+    for name in apart:
+        assert isinstance(model, MultimodalModel)
+        own = set(model.branch(name).parameters())
+        groups.append({"params": [parameter for parameter in parameters if parameter in own], "modality": name})
+        parameters = [parameter for parameter in parameters if parameter not in own]
+    if parameters or not groups:
+        groups.append({"params": parameters})
     return SAM(
-        parameters,
+        groups,
         base=config.optimizer,
         lr=config.lr,
         rho=method.rho,
         weight_decay=config.weight_decay,
         momentum=config.momentum if config.optimizer == "sgd" else 0.0,
+        **method.sam_options(),
     )
 
 
@@ -116,10 +132,7 @@ class Trainer:
         self.schedule = method.schedule(self.model.modalities, config.epochs, config.stages)
         self.position, self.clock = Position(), Clock()
         self._share = batches.Share(fabric.global_rank, fabric.world_size, fabric.device)
-        self._per_epoch = batches.batches_per_epoch(len(data.train), config.batch_size, fabric.world_size)
-        if self._per_epoch == 0:
-            least = 2 * fabric.world_size
-            raise ValueError(f"{len(data.train)} training samples, expected at least {least}: two per device")
+        self._per_epoch = self._count_batches(len(data.train))  # an epoch may have others: Method.order
         self._batch = 0  # for messages
         self._saved = saved
         if saved is not None:
@@ -145,20 +158,30 @@ class Trainer:
             if self.position.epoch > 0 and self._saved is not None:
                 context.optimizer.load_state_dict(self._saved["optimizer"])
             for epoch in range(self.position.epoch, stage.epochs):
+                with evaluation.evaluation_mode(self.model):
+                    self.method.begin_epoch(stage, epoch, context)
                 with self.clock("train"):
-                    losses, lr = self._train_epoch(stage, epoch, context)
+                    losses, rates = self._train_epoch(stage, epoch, context)
                     broadcast_buffers(self.fabric, self.model)
                 self._advance(stage, epoch)
+                scores: dict[str, dict[str, float]] = {}
                 if self.run is not None:
-                    scores = self._validate(stage, epoch, losses, lr)
-                    self._save(stage, epoch, scores, context.optimizer)
+                    scores = self._validate(stage, epoch, losses, rates)
+                    self._keep_if_best(stage, epoch, scores)
+                self.method.end_epoch(stage, epoch, self.fabric.broadcast(scores), context)
+                if self.run is not None:
+                    self._save(context.optimizer)
                     self.progress.epoch(stage, epoch, losses, scores)
         result = self._finish() if self.run is not None else {}
         self.fabric.barrier()
         return result
 
-    def _context(self, stage: Stage) -> Context:
-        def backward(loss: Tensor, branch: str) -> None:
+    def _context(
+        self, stage: Stage, model: MultimodalModel | None = None, network: Callable[..., Any] | None = None
+    ) -> Context:
+        model = self.model if model is None else model
+
+        def backward(loss: Tensor, branch: str, *, retain_graph: bool = False) -> None:
             # Read at once, not at the epoch's end: a step with a NaN would spoil the weights before anyone looks.
             value = float(loss.detach())
             if not math.isfinite(value):
@@ -167,17 +190,27 @@ class Trainer:
                     f"{self.position.epoch + 1}, batch {self._batch + 1} of {self._per_epoch}; expected a finite "
                     "number. Look for NaN in the inputs, or lower --lr"
                 )
-            self.fabric.backward(loss)
+            self.fabric.backward(loss, retain_graph=retain_graph)
 
+        network = self.network if network is None else network
+        several = self.fabric.world_size > 1
         return Context(
-            model=self.model,
-            network=self.network,
-            optimizer=build_optimizer(self.config, self.method, self.model),
+            model=model,
+            network=network,
+            optimizer=build_optimizer(self.config, self.method, model, self.method.learning_rate_factors(stage)),
             backward=backward,
             training_set=partial(batches.ordered_batches, self.data.train, evaluation.EVALUATION_BATCH, self._share),
+            samples=len(self.data.train),
             mean_over_devices=partial(mean_over_devices, self.fabric),
+            unsynchronized=partial(self.fabric.no_backward_sync, network, enabled=several),  # type: ignore[arg-type]
             measure=self.clock,
+            batches=self._batches,
+            twin=lambda copy: self._context(stage, copy, self.fabric.setup_module(copy)),
         )
+
+    def _batches(self, selection: Selection) -> Iterator[Batch]:
+        size, share = self.config.batch_size, self._share
+        return batches.training_batches(self.data.train, selection.rows, size, share, selection.kept)
 
     def _prepare(self, stage: Stage, context: Context) -> None:
         previous = self.schedule[stage.index - 1] if stage.index > 0 else None
@@ -186,20 +219,33 @@ class Trainer:
         if self.run is not None and spectra:
             self.run.add_spectra(spectra)
 
-    def _train_epoch(self, stage: Stage, epoch: int, context: Context) -> tuple[dict[str, float], float]:
-        """Return mean losses by branch and the epoch's first learning rate."""
-        order = batches.shuffled(len(self.data.train), self.config.seed, stage.round, epoch)
+    def _train_epoch(self, stage: Stage, epoch: int, context: Context) -> tuple[dict[str, float], dict[str, float]]:
+        """Return mean losses by branch, and the epoch's first learning rates by what they are for."""
+        shuffled = batches.shuffled(len(self.data.train), self.config.seed, stage.round, epoch)
+        selection = self.method.order(stage, epoch, shuffled, context)
+        self._per_epoch = self._count_batches(len(selection.rows))
+        factors = self.method.learning_rate_factors(stage)
         sums: dict[str, Tensor] = {}
-        stream = batches.training_batches(self.data.train, order, self.config.batch_size, self._share)
+        stream = self._batches(selection)
         for self._batch, batch in enumerate(stream):
             done = (epoch + self._batch / self._per_epoch) / stage.epochs
             for group in context.optimizer.param_groups:
-                group["lr"] = cosine(self.config.lr, done)
+                group["lr"] = cosine(self.config.lr, done) * factors.get(group.get("modality", ""), 1.0)
             losses = self.method.step(stage, batch, self._batch / self._per_epoch, context)
             for branch, loss in losses.items():
                 sums[branch] = sums.get(branch, 0.0) + loss
         means = {branch: mean_over_devices(self.fabric, total / self._per_epoch) for branch, total in sums.items()}
-        return {branch: float(mean) for branch, mean in means.items()}, cosine(self.config.lr, epoch / stage.epochs)
+        common = cosine(self.config.lr, epoch / stage.epochs)
+        whole = stage.trained if len(stage.modalities) == 1 else "fused"
+        rates = {whole: common} | {name: common * factor for name, factor in factors.items()}
+        return {branch: float(mean) for branch, mean in means.items()}, rates
+
+    def _count_batches(self, samples: int) -> int:
+        count = batches.batches_per_epoch(samples, self.config.batch_size, self.fabric.world_size)
+        if count == 0:
+            least = 2 * self.fabric.world_size
+            raise ValueError(f"{samples} training samples, expected at least {least}: two per device")
+        return count
 
     def _advance(self, stage: Stage, epoch: int) -> None:
         self.position.global_epoch += 1
@@ -207,7 +253,9 @@ class Trainer:
         if self.position.epoch == stage.epochs:
             self.position.stage, self.position.epoch = stage.index + 1, 0
 
-    def _validate(self, stage: Stage, epoch: int, losses: dict[str, float], lr: float) -> dict[str, dict[str, float]]:
+    def _validate(
+        self, stage: Stage, epoch: int, losses: Mapping[str, float], rates: Mapping[str, float]
+    ) -> dict[str, dict[str, float]]:
         """Measure every branch on the validation split and write the epoch's rows."""
         assert self.run is not None
         labels = self.data.validation.labels
@@ -217,25 +265,32 @@ class Trainer:
             measured = {b: {"loss": evaluation.loss(p, labels), **scores[b]} for b, p in outputs.items()}
         place = (self.position.global_epoch - 1, stage.index, epoch, stage.trained)
         rows = [(*place, "train", branch, "loss", loss) for branch, loss in losses.items()]
-        rows.append((*place, "train", stage.trained if len(stage.modalities) == 1 else "fused", "lr", lr))
+        rows += [(*place, "train", branch, "lr", rate) for branch, rate in rates.items()]
         for branch, values in measured.items():
             rows += [(*place, "validation", branch, metric, value) for metric, value in values.items()]
         self.run.log(rows)
         self.position.rows += len(rows)
-        return scores
+        return measured
 
-    def _save(self, stage: Stage, epoch: int, scores: dict[str, dict[str, float]], optimizer: SAM) -> None:
-        """Keep the weights if they are the best so far, and write the checkpoint to resume from."""
+    def _keep_if_best(self, stage: Stage, epoch: int, measured: Mapping[str, Mapping[str, float]]) -> None:
+        """Keep the weights if they are the best so far."""
+        assert self.run is not None
+        score = measured[self._headline]["accuracy"]
+        trained = {name for earlier in self.schedule[: stage.index + 1] for name in earlier.modalities}
+        # Before each modality had its turn, the fused prediction holds untrained branches. Ties: the later epoch.
+        if len(trained) < len(self.model.modalities) or score < self.position.best_score:
+            return
+        self.position.best_epoch, self.position.best_score = self.position.global_epoch - 1, score
+        scores = {b: {metric: values[metric] for metric in evaluation.METRICS} for b, values in measured.items()}
+        best = {"model": self.model.state_dict(), "validation": scores, "fingerprint": self.data.fingerprint}
+        place = {"stage": stage.index, "epoch": epoch, "global_epoch": self.position.best_epoch}
+        with self.clock("checkpoint"):
+            checkpoint.save(self.run.best, {**best, **place})
+
+    def _save(self, optimizer: SAM) -> None:
+        """Write the checkpoint to resume from."""
         assert self.run is not None
         with self.clock("checkpoint"):
-            score = scores[self._headline]["accuracy"]
-            trained = {name for earlier in self.schedule[: stage.index + 1] for name in earlier.modalities}
-            # Before each modality had its turn, the fused prediction holds untrained branches. Ties: the later epoch.
-            if len(trained) == len(self.model.modalities) and score >= self.position.best_score:
-                self.position.best_epoch, self.position.best_score = self.position.global_epoch - 1, score
-                best = {"model": self.model.state_dict(), "validation": scores, "fingerprint": self.data.fingerprint}
-                place = {"stage": stage.index, "epoch": epoch, "global_epoch": self.position.best_epoch}
-                checkpoint.save(self.run.best, {**best, **place})
             self.run.save_last(
                 {
                     "position": asdict(self.position),
