@@ -60,10 +60,12 @@ def _eigenpairs(matrices: Tensor) -> tuple[Tensor, Tensor]:
     Such rows are dead channels, hence frequent. They are eigenvectors by themselves; what is left has none.
     """
     try:
-        return torch.linalg.eigh(matrices)
-    except torch.linalg.LinAlgError:
+        eigenvalues, vectors = torch.linalg.eigh(matrices)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         pairs = [_of_living(matrix) for matrix in matrices]
-        return torch.stack([values for values, _ in pairs]), torch.stack([vectors for _, vectors in pairs])
+        eigenvalues = torch.stack([values for values, _ in pairs])
+        vectors = torch.stack([columns for _, columns in pairs])
+    return eigenvalues, vectors
 
 
 def _of_living(matrix: Tensor) -> tuple[Tensor, Tensor]:
