@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks import covariance, figure, machine, optimizer, projector, readme, stage, table
+from benchmarks import covariance, figure, machine, optimizer, projector, readme, stage, table, training
 from benchmarks.agreement import DisagreementError
 from benchmarks.timing import Effort, Record
 from igm_fast.names import nearest
@@ -32,7 +32,13 @@ milliseconds. Results go to benchmarks/results/NAME.json and NAME.png; --quick w
 Exit code: 0 done, 1 results disagree (or do not fit the README), 2 wrong usage, 130 stopped.
 """
 
-BENCHMARKS = {"covariance": covariance, "optimizer": optimizer, "projector": projector, "stage": stage}
+BENCHMARKS = {
+    "covariance": covariance,
+    "optimizer": optimizer,
+    "projector": projector,
+    "stage": stage,
+    "training": training,
+}
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 GPU = "gpu.json"  # written by python -m benchmarks.gpu

@@ -220,12 +220,12 @@ void bind_covariance(py::module_& m) {
     m.def(
         "add_lag_blocks",
         [](uintptr_t out, uintptr_t products, int dtype, int64_t channels, int64_t taps, int64_t terms, uintptr_t first,
-           uintptr_t code, uintptr_t weight, double alpha, int threads) {
+           uintptr_t code, uintptr_t weight, double alpha, bool mirror, int threads) {
             igm::add_lag_blocks(reinterpret_cast<void*>(out), reinterpret_cast<const void*>(products),
                                 static_cast<igm::DType>(dtype), channels, taps, terms,
                                 {reinterpret_cast<const int64_t*>(first), reinterpret_cast<const int64_t*>(code),
                                  reinterpret_cast<const double*>(weight)},
-                                alpha, threads);
+                                alpha, mirror, threads);
         },
         ReleaseGil());
     py::class_<igm::LagProblem>(m, "LagProblem")

@@ -166,7 +166,7 @@ class ActivationCovariance(Mapping[str, Tensor]):
             x = x if x.dim() > 1 else x[None]
             samples, x = x.shape[0], self._reduced(x)
             if sums.matrix is not None:
-                _LINEAR(sums.matrix[0], x)
+                _LINEAR(sums.matrix[0], x, mirror=False)
             _LINEAR_SKETCH(sums.image[0], sums.total[0], sums.trace[0], x, sums.omega[0])
             positions = x.numel() // max(x.shape[-1], 1)
         else:
@@ -175,7 +175,7 @@ class ActivationCovariance(Mapping[str, Tensor]):
             samples, x = x.shape[0], self._reduced(x)
             axes = x.dim() - 2
             if sums.matrix is not None:
-                _CONV[axes](sums.matrix, x, *geometry)
+                _CONV[axes](sums.matrix, x, *geometry, mirror=False)
             _CONV_SKETCH[axes](sums.image, sums.total, sums.trace, x, sums.omega, *geometry)
             positions = conv_patches("ActivationCovariance", axes, x, *geometry).count
         if samples:
@@ -245,6 +245,7 @@ class ActivationCovariance(Mapping[str, Tensor]):
         sums = self._filled(name)
         mean = sums.total / sums.count
         if sums.matrix is not None:
+            _igm.mirror_lower(sums.matrix)  # once, not after every batch
             matrix = sums.matrix / sums.count
             return matrix - mean[:, :, None] * mean[:, None, :] if self.centered else matrix
         image = sums.image / sums.count

@@ -308,3 +308,10 @@ def test_dead_channels_do_not_stop_eigh(seed):
     values, vectors = np.linalg.eigh(C.numpy())
     expected = (vectors * np.exp(-4 * (values - values[0]) / (values[-1] - values[0]))) @ vectors.T
     assert np.linalg.norm(projector.dense().numpy() - expected, 2) <= projector.error_bound
+
+
+def test_arrays_that_speak_dlpack():
+    X = np.random.default_rng(0).standard_normal((50, 8))
+    C = X.T @ X / 50
+    ours = flat_projectors({"layer": C})["layer"]
+    assert torch.equal(ours.dense(), flat_projectors({"layer": torch.from_numpy(C)})["layer"].dense())

@@ -83,9 +83,9 @@ IGM_INLINE void sum_sources(const LagSources& sources, int64_t taps, const Block
     }
 }
 
-// Adds the entries to the lower triangle and copies the result to the upper one.
+// Adds the entries to the lower triangle and, if asked to, copies the result to the upper one.
 template <class T>
-IGM_INLINE void store(T* out, int64_t size, int64_t taps, const Block& block, T alpha, T* entries) {
+IGM_INLINE void store(T* out, int64_t size, int64_t taps, const Block& block, T alpha, bool mirror, T* entries) {
     const int64_t width = kBlock * taps;
     const int64_t first_row = block.first_row * taps;
     const int64_t first_column = block.first_column * taps;
@@ -99,6 +99,9 @@ IGM_INLINE void store(T* out, int64_t size, int64_t taps, const Block& block, T 
             target[c] = entry;
             row[c] = entry;
         }
+    }
+    if (!mirror) {
+        return;
     }
     // 16×16 at a time: a line of the entries is read by 16 rows of the copy while it is in L1.
     for (int64_t r0 = 0; r0 < block.rows * taps; r0 += 16) {
@@ -117,7 +120,7 @@ IGM_INLINE void store(T* out, int64_t size, int64_t taps, const Block& block, T 
 
 template <class T>
 void add(T* out, const T* products, int64_t channels, int64_t taps, int64_t terms, const LagSources& sources, T alpha,
-         int threads) {
+         bool mirror, int threads) {
     const int64_t side = divide_up(channels, kBlock);
     parallel_for_uneven(side, threads, [&](int64_t item) {
         const int64_t block_row = side - 1 - item;  // the longest first
@@ -129,7 +132,7 @@ void add(T* out, const T* products, int64_t channels, int64_t taps, int64_t term
             with_best_isa([&](auto) __attribute__((always_inline)) {
                 load_products(products, channels, terms, block, scratch.products.data());
                 sum_sources(sources, taps, block, scratch);
-                store(out, channels * taps, taps, block, alpha, scratch.entries.data());
+                store(out, channels * taps, taps, block, alpha, mirror, scratch.entries.data());
             });
         }
     });
@@ -138,11 +141,11 @@ void add(T* out, const T* products, int64_t channels, int64_t taps, int64_t term
 }  // namespace
 
 void add_lag_blocks(void* out, const void* products, DType dtype, int64_t channels, int64_t taps, int64_t terms,
-                    const LagSources& sources, double alpha, int threads) {
+                    const LagSources& sources, double alpha, bool mirror, int threads) {
     dispatch_accumulator(dtype, [&](auto acc) {
         using T = typename decltype(acc)::Type;
         add(static_cast<T*>(out), static_cast<const T*>(products), channels, taps, terms, sources,
-            static_cast<T>(alpha), threads);
+            static_cast<T>(alpha), mirror, threads);
     });
 }
 

@@ -29,6 +29,7 @@ from igm_fast.ops.forms import BLOCK_ROWS, Form, choose_form
 from igm_fast.ops.lags import add_lag_covariance, add_lag_covariance_cuda, lags_pay_cuda
 from igm_fast.ops.library import define
 from igm_fast.ops.patches import Patches, check_devices, check_written, conv_patches, linear_patches
+from igm_fast.ops.update_checks import refuse
 
 
 def _add_products(out: Tensor, left: Tensor, alpha: float) -> None:
@@ -48,14 +49,15 @@ def _mirror(out: Tensor) -> None:
     native.module().mirror_lower(out.data_ptr(), code, out.shape[0], out.shape[1], torch.get_num_threads())
 
 
-def add_covariance(out: Tensor, patches: Patches, alpha: float, form: Form) -> None:
-    """Add alpha·Σ u uᵀ to out [groups, d, d] in one of the two forms, symmetric on return."""
+def add_covariance(out: Tensor, patches: Patches, alpha: float, form: Form, *, mirror: bool = True) -> None:
+    """Add alpha·Σ u uᵀ to out [groups, d, d] in one of the two forms; the upper triangle follows if ``mirror``."""
     if form == "lags":
-        add_lag_covariance(out, patches, alpha)
+        add_lag_covariance(out, patches, alpha, mirror=mirror)
         return
     for tile in patches.tiles(patches.tile_patches(0, out.dtype), out.dtype):
         _add_products(out, tile, alpha)
-    _mirror(out)
+    if mirror:
+        _mirror(out)
 
 
 def _blas_operand(rows: Patches, dtype: torch.dtype) -> Tensor | None:
@@ -80,23 +82,25 @@ def _conv_covariance_cpu(
     groups: int,
     *,
     alpha: float = 1.0,
+    mirror: bool = True,
 ) -> None:
     """Add alpha·Σ u uᵀ over the patches of input [N, C, (D,) H, W] to out [groups, d, d], d = C/groups·taps.
 
-    The lower triangle of `out` is what counts on entry; on return both agree to the last bit. padding is (left, right,
-    top, bottom[, front, back]). The form is that of :func:`igm_fast.ops.forms.choose_form`. Workspace: a tile of 4 MB,
-    or of 256 patches if those are longer; or the products of the lag form, about (0.4 d)² numbers for a 3×3 kernel, and
-    20 MB, or six padded samples if those are larger.
+    The lower triangle of `out` is what counts on entry; on return both agree to the last bit, unless ``mirror`` is
+    False: where many batches follow one another, :func:`mirror_lower` after the last one is enough. padding is (left,
+    right, top, bottom[, front, back]). The form is that of :func:`igm_fast.ops.forms.choose_form`. Workspace: a tile
+    of 4 MB, or of 256 patches if those are longer; or the products of the lag form, about (0.4 d)² numbers for a 3×3
+    kernel, and 20 MB, or six padded samples if those are larger.
     """
     op = f"conv{axes}d_covariance"
     patches = conv_patches(op, axes, input, kernel_size, stride, padding, dilation, groups)
     check_written(op, "out", out, (groups, patches.dim, patches.dim), None)
     if patches.count:
-        add_covariance(out, patches, alpha, choose_form(patches, out.dtype))
+        add_covariance(out, patches, alpha, choose_form(patches, out.dtype), mirror=mirror)
 
 
 @torch.no_grad()
-def _linear_covariance_cpu(out: Tensor, input: Tensor, *, alpha: float = 1.0) -> None:
+def _linear_covariance_cpu(out: Tensor, input: Tensor, *, alpha: float = 1.0, mirror: bool = True) -> None:
     """Add alpha·Σ u uᵀ over the rows of input [..., d] to out [d, d].
 
     Symmetric as conv2d_covariance's; rows of out's dtype that lie in memory as BLAS wants them are not copied at all.
@@ -108,9 +112,24 @@ def _linear_covariance_cpu(out: Tensor, input: Tensor, *, alpha: float = 1.0) ->
         matrix = _blas_operand(part, out.dtype)
         if matrix is not None:
             _add_products(out[None], matrix, alpha)
-            _mirror(out[None])
+            if mirror:
+                _mirror(out[None])
         else:
-            add_covariance(out[None], part, alpha, "patches")
+            add_covariance(out[None], part, alpha, "patches", mirror=mirror)
+
+
+@torch.no_grad()
+def _mirror_lower_cpu(out: Tensor) -> None:
+    """Copy the lower triangle of out [groups, d, d] to the upper one, bit for bit."""
+    _check_square(out)
+    _mirror(out)
+
+
+def _check_square(out: Tensor) -> None:
+    check_written("mirror_lower", "out", out, tuple(out.shape), None)
+    if out.dim() != 3 or out.shape[1] != out.shape[2]:
+        way_out = "Add the leading dimension with out[None]."
+        raise refuse("mirror_lower", f"out has shape {tuple(out.shape)}", "[groups, d, d]", way_out)
 
 
 # ---- on a GPU --------------------------------------------------------------------------------------------------------
@@ -135,6 +154,7 @@ def _conv_covariance_cuda(
     groups: int,
     *,
     alpha: float = 1.0,
+    mirror: bool = True,  # noqa: ARG001 - the kernels write both triangles anyway
 ) -> None:
     """Do what _conv_covariance_cpu does for CUDA tensors, by lags where :func:`igm_fast.ops.lags.lags_pay_cuda`."""
     op = f"conv{axes}d_covariance"
@@ -150,7 +170,13 @@ def _conv_covariance_cuda(
 
 
 @torch.no_grad()
-def _linear_covariance_cuda(out: Tensor, input: Tensor, *, alpha: float = 1.0) -> None:
+def _linear_covariance_cuda(
+    out: Tensor,
+    input: Tensor,
+    *,
+    alpha: float = 1.0,
+    mirror: bool = True,  # noqa: ARG001 - as above
+) -> None:
     """Do what _linear_covariance_cpu does for CUDA tensors."""
     op = "linear_covariance"
     parts = linear_patches(op, input)
@@ -160,16 +186,25 @@ def _linear_covariance_cuda(out: Tensor, input: Tensor, *, alpha: float = 1.0) -
         _add_patch_covariance_cuda(op, out[None], part, alpha)
 
 
+@torch.no_grad()
+def _mirror_lower_cuda(out: Tensor) -> None:
+    """Do what _mirror_lower_cpu does for CUDA tensors."""
+    _check_square(out)
+    out.copy_(out.tril() + out.tril(-1).mT)
+
+
 _GEOMETRY = "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups"
 
 for _axes in (2, 3):
     define(
-        f"conv{_axes}d_covariance(Tensor(a!) out, Tensor input, {_GEOMETRY}, *, float alpha=1.0) -> ()",
+        f"conv{_axes}d_covariance(Tensor(a!) out, Tensor input, {_GEOMETRY}, *, float alpha=1.0, "
+        "bool mirror=True) -> ()",
         cpu=partial(_conv_covariance_cpu, _axes),
         cuda=partial(_conv_covariance_cuda, _axes),
     )
 define(
-    "linear_covariance(Tensor(a!) out, Tensor input, *, float alpha=1.0) -> ()",
+    "linear_covariance(Tensor(a!) out, Tensor input, *, float alpha=1.0, bool mirror=True) -> ()",
     cpu=_linear_covariance_cpu,
     cuda=_linear_covariance_cuda,
 )
+define("mirror_lower(Tensor(a!) out) -> ()", cpu=_mirror_lower_cpu, cuda=_mirror_lower_cuda)

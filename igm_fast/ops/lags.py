@@ -18,8 +18,8 @@ from igm_fast.ops.patches import Patches, Window
 _PART_BYTES = 3 << 20
 
 
-def add_lag_covariance(out: Tensor, patches: Patches, alpha: float) -> None:
-    """Add alpha·Σ u uᵀ to out [groups, d, d], symmetric on return."""
+def add_lag_covariance(out: Tensor, patches: Patches, alpha: float, *, mirror: bool = True) -> None:
+    """Add alpha·Σ u uᵀ to out [groups, d, d], symmetric on return if ``mirror``, else in the lower triangle alone."""
     groups, dtype, window = patches.groups, out.dtype, patches.window
     channels = patches.input.shape[1] // groups
     plan = lag_plan(window, patches.sizes)
@@ -38,6 +38,7 @@ def add_lag_covariance(out: Tensor, patches: Patches, alpha: float) -> None:
             plan.code.data_ptr(),
             plan.weight.data_ptr(),
             alpha,
+            mirror,
             torch.get_num_threads(),
         )
 

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from igm_fast.ops import native
 from igm_fast.ops.library import define
@@ -147,18 +148,30 @@ def _sam_restore_cuda(params: list[Tensor], backups: list[Tensor]) -> None:
 _Projection = tuple[int, int, int, int, int, int, int, float]
 _PLAIN: _Projection = (1, 0, 0, 0, 0, 0, 0, 1.0)
 
+# U as the CPU kernel reads it, made once for as long as U lives and stays as it is: a projector lasts for a stage.
+_LAID_OUT = WeakTensorKeyDictionary()
+
+
+def _laid_out(basis: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """U and Uᵀ in a dtype, rows padded to whole panels."""
+    state = None if basis.is_inference() else (basis._version, basis.data_ptr(), dtype)  # without a version: anew
+    known = _LAID_OUT.get(basis)
+    if state is not None and known is not None and known[0] == state:
+        return known[1], known[2]
+    panel = native.module().panel_columns
+    wide = basis.to(dtype)
+    padded = torch.nn.functional.pad(wide, (0, -wide.shape[-1] % panel)).contiguous()
+    transpose = torch.nn.functional.pad(wide.mT, (0, -wide.shape[-2] % panel)).contiguous()
+    if state is not None:
+        _LAID_OUT[basis] = (state, padded, transpose)
+    return padded, transpose
+
 
 def _pack(param: Tensor, basis: Tensor, sigma: Tensor, complement: float, keep: list[Tensor]) -> _Projection:
-    """Lay U, Uᵀ and Σ out as the kernel reads them: compute dtype, rows padded to whole panels.
-
-    The tensors are added to `keep`, which must outlive the call that gets their addresses.
-    """
+    """Lay U, Uᵀ and Σ out as the kernel reads them; `keep` gets the tensors and must outlive the call."""
     dtype = state_dtype(param.dtype)
     groups, dim, rank = basis.shape if basis.dim() == 3 else (1, *basis.shape)
-    panel = native.module().panel_columns
-    basis = basis.to(dtype)
-    padded = torch.nn.functional.pad(basis, (0, -rank % panel)).contiguous()
-    transpose = torch.nn.functional.pad(basis.mT, (0, -dim % panel)).contiguous()
+    padded, transpose = _laid_out(basis, dtype)
     sigma = sigma.to(dtype).contiguous()
     keep += [padded, transpose, sigma]
     addresses = (padded.data_ptr(), transpose.data_ptr(), sigma.data_ptr())

@@ -11,6 +11,7 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from igm_fast import ops  # noqa: F401 - registers torch.ops.igm_fast
 from igm_fast.names import nearest
@@ -96,8 +97,9 @@ def spectral_projectors(
 
     Args:
         covariance: of :class:`igm_fast.ActivationCovariance`, or ``{name: C}`` with C ``[d, d]`` or ``[groups, d, d]``,
-            float32 or float64, symmetric and positive semi-definite, on the CPU or a GPU, where their projectors will
-            be. The host reads certificates between kernels, on a GPU too.
+            a tensor or an array that speaks DLPack (NumPy, CuPy), float32 or float64, symmetric and positive
+            semi-definite, on the CPU or a GPU, where their projectors will be. The host reads certificates between
+            kernels, on a GPU too.
         function: f: ``FlatExponential(tau)``, ``RidgeComplement(alpha)`` or ``EnergyThreshold(share)``.
         method: the route.
         tol: largest bound on the operator norm of the error that routes may leave.
@@ -128,9 +130,17 @@ def _spectral_projectors(
         if isinstance(C, Sketch):
             projectors[name] = _from_sketch(name, C, function, method, tol)
         else:
-            matrices[name] = _checked(name, C, method)
+            matrices[name] = _checked(name, _tensor(C), method)
     projectors |= _from_matrices(matrices, function, method, tol, start)
     return {name: replace(projectors[name], weight_shape=shapes.get(name)) for name in statistics}
+
+
+def _tensor(C: object) -> Tensor:
+    """A tensor on the memory of a NumPy or CuPy array, or of whatever else speaks DLPack; other things as they are."""
+    if isinstance(C, Tensor) or not hasattr(C, "__dlpack__"):
+        return C  # type: ignore[return-value]
+    shared: Tensor = from_dlpack(C)
+    return shared
 
 
 def _check_options(function: SpectralFunction, method: str, tol: float) -> None:

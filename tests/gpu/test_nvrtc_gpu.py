@@ -79,3 +79,13 @@ def test_a_graph_records_launches_through_cupy(monkeypatch):
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(params[0], expected)
+
+
+def test_cupy_arrays_are_taken_where_they_lie():
+    import cupy  # type: ignore[import-not-found, unused-ignore]
+
+    from igm_fast import flat_projectors
+
+    X = cupy.random.default_rng(0).standard_normal((500, 32))
+    projector = flat_projectors({"layer": X.T @ X / 500})["layer"]
+    assert projector.dense().is_cuda

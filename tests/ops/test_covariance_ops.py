@@ -312,6 +312,32 @@ def test_two_half_batches_are_the_whole_batch(dtype):
     assert_conv(case, outputs.checked()[0], case.summed, 0.5)
 
 
+@pytest.mark.parametrize("channels", [3, 40])  # packed patches; lags
+@pytest.mark.parametrize("dtype", SUMS)
+def test_mirrored_once_is_mirrored_each_time(channels, dtype):
+    batches = [randn(3, channels, 9, 8, seed=seed, dtype=dtype) for seed in range(3)]
+    each, once = (torch.zeros(1, channels * 9, channels * 9, dtype=dtype) for _ in range(2))
+    for x in batches:
+        ops.conv2d_covariance(each, x, *SAME_3X3)
+        ops.conv2d_covariance(once, x, *SAME_3X3, mirror=False)
+    assert torch.equal(once.tril(), each.tril())
+    ops.mirror_lower(once)
+    assert torch.equal(once, each)
+    rows = randn(50, 300, seed=9, dtype=dtype)
+    each, once = torch.zeros(300, 300, dtype=dtype), torch.zeros(1, 300, 300, dtype=dtype)
+    ops.linear_covariance(each, rows)
+    ops.linear_covariance(once[0], rows, mirror=False)
+    assert not torch.equal(once[0], each)  # what it saves is left out
+    ops.mirror_lower(once)
+    assert torch.equal(once[0], each)
+
+
+def test_mirror_lower_names_what_it_wants():
+    with pytest.raises(ValueError, match=r"mirror_lower: out has shape \(2, 3, 4\), expected \[groups, d, d\]"):
+        ops.mirror_lower(torch.zeros(2, 3, 4))
+    torch.library.opcheck(ops.mirror_lower.default, (torch.randn(2, 5, 5),))
+
+
 def test_what_counts_on_entry_is_the_lower_triangle():
     """The sum goes on from the lower triangle; what the upper one held is overwritten."""
     x = randn(5, 3, seed=0)

@@ -148,7 +148,7 @@ def test_threads_do_not_change_bits_of_the_assembly(stride):
         out = torch.zeros(360, 360)
         native.module().add_lag_blocks(
             out.data_ptr(), products.data_ptr(), 0, 40, 9, len(plan.terms), plan.first.data_ptr(),
-            plan.code.data_ptr(), plan.weight.data_ptr(), 1.0, threads,
+            plan.code.data_ptr(), plan.weight.data_ptr(), 1.0, True, threads,
         )  # fmt: skip
         results.append(out)
     assert torch.equal(results[0], results[1])

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import igm_fast.ops  # noqa: F401  registers torch.ops.igm_fast
+from igm_fast.ops import update
 
 ops = torch.ops.igm_fast
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float64: 2.0**-53}
@@ -381,3 +382,37 @@ def test_empty_lists_and_tensors():
     ops.projected_sgd_step(
         [torch.zeros(3, 0)], [], [], [torch.zeros(3, 0)], [torch.zeros(0, 0)], [NO_BASIS], [1.0], lr=0.1
     )
+
+
+def test_a_basis_that_changes_is_laid_out_anew():
+    """What is kept of U from call to call follows it: changed in place, moved to other memory, and gone with it."""
+    grad, results = randn(8, 40, seed=1, dtype=torch.float32), []
+    basis, sigma = projector(1, 40, 3, 0, torch.float32)
+    other, _ = projector(1, 40, 3, 5, torch.float32)
+
+    def stepped(U: torch.Tensor) -> torch.Tensor:
+        weight = torch.zeros(8, 40)
+        ops.projected_sgd_step([weight], [], [], [grad], [U], [sigma], [0.9], lr=1.0)
+        return weight
+
+    expected = stepped(other.clone())
+    results.append(stepped(basis))
+    basis.copy_(other)
+    assert torch.equal(stepped(basis), expected)
+    assert not torch.equal(results[0], expected)
+    basis.data = projector(1, 40, 3, 0, torch.float32)[0]
+    assert torch.equal(stepped(basis), results[0])
+    with torch.inference_mode():
+        inside = other.clone()
+        assert torch.equal(stepped(inside), expected)
+        inside.copy_(basis)
+        assert torch.equal(stepped(inside), results[0])
+
+
+def test_nothing_of_a_basis_outlives_it():
+    grad, weight = randn(8, 40, seed=1, dtype=torch.float32), torch.zeros(8, 40)
+    basis, sigma = projector(1, 40, 3, 0, torch.float32)
+    ops.projected_sgd_step([weight], [], [], [grad], [basis], [sigma], [0.9], lr=1.0)
+    before = len(update._LAID_OUT)
+    del basis
+    assert len(update._LAID_OUT) == before - 1
