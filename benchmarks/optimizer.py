@@ -69,15 +69,43 @@ Build = Callable[[list[nn.Parameter]], TwoPass]
 
 
 def run(effort: Effort) -> Iterator[Record]:
-    """Measure both bases on both sets of shapes, then SGD with projectors on every convolution."""
+    """Measure both bases on all sets of shapes, then SGD with projectors on every convolution."""
     quick = effort.scale == "quick"
     resnet = _weights(ResNet18(width=64 if quick else 512))
     mlp = _weights(nn.Sequential(nn.Linear(128, 64), nn.Linear(64, 64), nn.Linear(64, 10)))
-    cases = {f"ResNet-18, {_count(resnet)} parameters": resnet, f"MLP, {_count(mlp)} parameters": mlp}
+    sets = {
+        "two ResNet-18": resnet + [tensor.clone() for tensor in resnet],
+        "BERT-base's shapes": _drawn(_bert_shapes(2 if quick else 12, 64 if quick else 768)),
+        "MLP": mlp,
+        "a thousand tensors": _drawn([(64,)] * (50 if quick else 1000)),
+    }
     for base in BASES:
-        for case, start in cases.items():
-            yield from _without_projectors(case, start, base, effort)
-    yield from _with_projectors(next(iter(cases)), resnet, effort)
+        for name, start in sets.items():
+            yield from _without_projectors(f"{name}, {_count(start)} parameters", start, base, effort)
+    both = sets["two ResNet-18"]
+    yield from _with_projectors(f"two ResNet-18, {_count(both)} parameters", both, effort)
+
+
+def _bert_shapes(layers: int, width: int) -> list[tuple[int, ...]]:
+    """Embeddings, layers and pooler of BERT-base-uncased, 110 million numbers at full width."""
+    inner, vocabulary = 4 * width, 30522 * width // 768
+    layer: list[tuple[int, ...]] = [(width, width), (width,)] * 4 + [(width,)] * 2
+    layer += [(inner, width), (inner,), (width, inner), (width,), (width,), (width,)]
+    return [
+        (vocabulary, width),
+        (512, width),
+        (2, width),
+        (width,),
+        (width,),
+        *layer * layers,
+        (width, width),
+        (width,),
+    ]
+
+
+def _drawn(shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [0.02 * torch.randn(shape, generator=generator) for shape in shapes]
 
 
 def _without_projectors(case: str, start: list[Tensor], base: str, effort: Effort) -> list[Record]:

@@ -20,6 +20,10 @@ COLUMNS: dict[str, dict[str, Callable[[Record], str]]] = {
         "true error": lambda record: f"{record['facts'][OURS]['error']:.1e}",
     },
     "stage": {"statistics + decomposition": lambda record: _phases(record)},
+    "training": {
+        "of it projection": lambda record: duration(float(record["facts"][OURS]["projection_ms"])),
+        "beside it, statistics and decomposition": lambda record: _shared_out(record),
+    },
 }
 HOW_TO_READ = (
     "Each cell: median time of the peer ÷ median time of ours, so 2.0× means ours takes half the time; in brackets a "
@@ -93,6 +97,11 @@ def _phases(record: Record) -> str:
     if "statistics_ms" not in facts:
         return ""
     return f"{duration(float(facts['statistics_ms']))} + {duration(float(facts['decomposition_ms']))}"
+
+
+def _shared_out(record: Record) -> str:
+    facts = record["facts"][OURS]
+    return duration(float(facts["statistics_ms"]) + float(facts["decomposition_ms"]))
 
 
 def _slower(records: Sequence[Record]) -> str:
