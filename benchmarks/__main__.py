@@ -20,7 +20,7 @@ from igm_fast.names import nearest
 DESCRIPTION = """\
 Time igm_fast beside the code that one would use without it.
 
-  python -m benchmarks                        all of them, about a quarter of an hour on two cores
+  python -m benchmarks                        all of them, about half an hour on two cores
   python -m benchmarks covariance projector   some of them
   python -m benchmarks --quick                tiny cases in half a minute: does everything run?
   python -m benchmarks --readme               put the written results into README.md; runs nothing
