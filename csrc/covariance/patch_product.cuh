@@ -16,8 +16,8 @@
 // Memory: a tile reads (rows + columns) elements for rows·columns products, most of them from L1, since neighbouring
 // taps read the same elements; x crosses DRAM about once, because blocks that run together share their positions. Sums
 // over positions are cut into splits for as many blocks as the GPU wants; the partial sums of one round (at most 16 MB)
-// stay in L2 until patch_reduction.cuh adds them in a fixed order. For the sketch the host takes so few samples at a time
-// that Z never leaves L2.
+// stay in L2 until patch_reduction.cuh adds them in a fixed order. For the sketch the host takes so few samples at a
+// time that Z never leaves L2.
 //
 // Eight rows by four depths go to a warp (four pairs by eight for 2-byte elements): then the stores to shared memory
 // have no bank conflicts, and global loads find 8 neighbours: channels (tap_major) or the taps of a channel. Where
