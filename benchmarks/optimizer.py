@@ -125,12 +125,12 @@ def _without_projectors(case: str, start: list[Tensor], base: str, effort: Effor
         builds["pytorch_optimizer SAM"] = lambda params: _PytorchOptimizerSAM(params, base)
     else:
         unavailable["pytorch_optimizer SAM"] = "not installed: pip install igm_fast[bench]"
-    peers = {name: _contestant(start, build) for name, build in builds.items()}
-    alone = torch_base(_parameters(start), fused=True)
+    peers = {name: contestant(start, build) for name, build in builds.items()}
+    alone = torch_base(parameters_of(start), fused=True)
     bytes_moved = BYTES_PER_PARAMETER[base] * sum(tensor.numel() for tensor in start)
     return compare(
         case,
-        ours={f"optimizer SAM {base}": _contestant(start, lambda params: SAM(params, base, rho=RHO, **options))},
+        ours={f"optimizer SAM {base}": contestant(start, lambda params: SAM(params, base, rho=RHO, **options))},
         peers=peers,
         references={f"torch {base} alone, fused": alone.step, "copy of as many bytes": _copy_of(bytes_moved)},
         agree=same_updates(start, "textbook SAM"),
@@ -165,14 +165,14 @@ def _with_projectors(case: str, start: list[Tensor], effort: Effort) -> list[Rec
 
     return compare(
         case,
-        ours={"optimizer SAM sgd, projected": _contestant(start, ours)},
+        ours={"optimizer SAM sgd, projected": contestant(start, ours)},
         peers={
-            "textbook SAM, dense T": _contestant(start, with_dense),
-            "textbook SAM, low-rank T in torch": _contestant(start, with_low_rank),
+            "textbook SAM, dense T": contestant(start, with_dense),
+            "textbook SAM, low-rank T in torch": contestant(start, with_low_rank),
         },
         references={
-            "ours without projectors": _contestant(start, lambda params: SAM(params, "sgd", rho=RHO, **options)),
-            "textbook SAM without projectors": _contestant(start, lambda params: textbook(params, {})),
+            "ours without projectors": contestant(start, lambda params: SAM(params, "sgd", rho=RHO, **options)),
+            "textbook SAM without projectors": contestant(start, lambda params: textbook(params, {})),
         },
         agree=same_updates(start, "textbook SAM, dense T"),
         effort=effort,
@@ -197,17 +197,18 @@ class _PytorchOptimizerSAM:
         self.optimizer.second_step()
 
 
-def _parameters(start: list[Tensor]) -> list[nn.Parameter]:
-    """Fresh copies of all weights, with the same gradients for everyone."""
-    generator = torch.Generator().manual_seed(0)
+def parameters_of(start: list[Tensor]) -> list[nn.Parameter]:
+    """Return fresh copies of all weights, with the same gradients for everyone."""
+    generator = torch.Generator(start[0].device).manual_seed(0)
     params = [nn.Parameter(tensor.clone()) for tensor in start]
     for param in params:
-        param.grad = torch.randn(param.shape, generator=generator)
+        param.grad = torch.randn(param.shape, generator=generator, device=param.device)
     return params
 
 
-def _contestant(start: list[Tensor], build: Build) -> Contestant:
-    params = _parameters(start)
+def contestant(start: list[Tensor], build: Build) -> Contestant:
+    """Return an optimizer with weights of its own."""
+    params = parameters_of(start)
     return Contestant(params, build(params))
 
 

@@ -385,23 +385,23 @@ class SAM(Optimizer):
         return {param: average.to(param.dtype) for param, average in kept if average is not None}
 
     def _gradients(self) -> dict[Tensor, Tensor]:
-        """The gradients to descend with; with ``every`` > 1 what LookSAM makes of them."""
-        given = {p: cast(Tensor, p.grad) for group in self.param_groups for p in self._with_gradient(group)}
+        """What LookSAM makes of gradients between two perturbations; parameters that are left out keep theirs."""
         if self.every == 1 or self.reuse == 0.0:
-            return given
+            return {}
+        given = {p: cast(Tensor, p.grad) for group in self.param_groups for p in self._with_gradient(group)}
         if self.perturbed:
             self._keep_direction({p: grad for p, grad in given.items() if "gradient" in self.state[p]})
-            return given
+            return {}
         kept = [p for p in given if "direction" in self.state.get(p, {})]
         if not kept:
-            return given
+            return {}
         directions = [self.state[p]["direction"] for p in kept]
         factor = self.reuse * _length([given[p] for p in kept]) / _length(directions)
         factor = torch.where(factor.isfinite(), factor, 0.0)  # of a direction that is zero: nothing to re-use
-        for param, direction in zip(kept, directions, strict=True):
-            moved = given[param].to(direction.dtype) + factor.to(direction) * direction
-            given[param] = moved.to(param.dtype)
-        return given
+        return {
+            param: (given[param].to(direction.dtype) + factor.to(direction) * direction).to(param.dtype)
+            for param, direction in zip(kept, directions, strict=True)
+        }
 
     def _keep_direction(self, second: Mapping[Tensor, Tensor]) -> None:
         """Keep v = g_s − (⟨g, g_s⟩/⟨g, g⟩) g, over all parameters together."""
@@ -421,7 +421,8 @@ class SAM(Optimizer):
         none = _Projection(batch[0].new_empty(0), batch[0].new_empty(0))
         projections = [self._projections.get(param, none) for param in batch]
         sources = [self.state.get(param, {}).get("backup", param) for param in batch]
-        grads = [T.gradient(gradients[param]) for T, param in zip(projections, batch, strict=True)]
+        given = [gradients.get(param, param.grad) for param in batch] if gradients else [param.grad for param in batch]
+        grads = [T.gradient(cast(Tensor, grad)) for T, grad in zip(projections, given, strict=True)]
         rest = (
             self._laid_out(batch, sources),
             self._laid_out(batch, grads),

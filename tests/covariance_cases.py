@@ -71,8 +71,8 @@ class Case:
         return [list(value) for value in self.geometry[:-1]] + [self.groups]
 
 
-@st.composite
-def conv_cases(draw: st.DrawFn) -> Case:
+def draw_conv(draw: st.DrawFn) -> tuple[torch.Tensor, tuple]:
+    """An input of any layout, and a geometry that fits it."""
     axes = draw(st.sampled_from([2, 2, 3]))
     kernel_size = draw(st.tuples(*[st.integers(1, 4 if axes == 2 else 2)] * axes))
     stride = draw(st.tuples(*[st.integers(1, 3)] * axes))
@@ -85,13 +85,16 @@ def conv_cases(draw: st.DrawFn) -> Case:
     shape = (draw(st.integers(0, 3)), groups * draw(st.sampled_from([1, 2, 3, 7])), *sizes)
     values = randn(*shape, seed=draw(st.integers(0, 99)), dtype=draw(st.sampled_from(INPUTS)))
     layout = draw(st.sampled_from(["contiguous", "channels_last", "slice", "transposed", "expanded"]))
-    geometry = (kernel_size, stride, padding, dilation, groups)
-    return Case(laid_out(values, layout), geometry, draw(st.sampled_from(SUMS)))
+    return laid_out(values, layout), (kernel_size, stride, padding, dilation, groups)
 
 
 @st.composite
-def rows_cases(draw: st.DrawFn) -> tuple[torch.Tensor, torch.dtype]:
-    """Inputs of linear layers, 1 to 5 dimensions: slices, in any order of the dimensions, expanded; NaN around them."""
+def conv_cases(draw: st.DrawFn) -> Case:
+    return Case(*draw_conv(draw), draw(st.sampled_from(SUMS)))
+
+
+def draw_rows(draw: st.DrawFn) -> torch.Tensor:
+    """An input of a linear layer of 1 to 5 dimensions: a slice, in any order of them, expanded, with NaN around it."""
     shape = draw(st.lists(st.integers(0, 4) | st.integers(1, 4), min_size=1, max_size=5))
     shape[-1] = draw(st.integers(0, 12))
     steps = draw(st.tuples(*[st.sampled_from([1, 1, 2])] * len(shape)))
@@ -104,7 +107,12 @@ def rows_cases(draw: st.DrawFn) -> tuple[torch.Tensor, torch.dtype]:
     expanded = draw(st.sampled_from([None, None, *range(len(shape))]))
     if expanded is not None and shape[expanded] > 1:
         view = view.narrow(expanded, 0, 1).expand(shape)
-    return view, draw(st.sampled_from(SUMS))
+    return view
+
+
+@st.composite
+def rows_cases(draw: st.DrawFn) -> tuple[torch.Tensor, torch.dtype]:
+    return draw_rows(draw), draw(st.sampled_from(SUMS))
 
 
 def as_conv(rows: torch.Tensor, sums: torch.dtype) -> Case:

@@ -263,7 +263,7 @@ def test_the_optimizers_check_notices_another_rho():
     options = optimizer.OPTIONS["sgd"]
 
     def contestant(rho: float) -> optimizer.Contestant:
-        return optimizer._contestant(start, lambda params: SAM(params, "sgd", rho=rho, **options))()
+        return optimizer.contestant(start, lambda params: SAM(params, "sgd", rho=rho, **options))()
 
     agree = optimizer.same_updates(start, "textbook SAM")
     assert agree({"textbook SAM": contestant(0.05), "thing": contestant(0.05)})["thing"]["step_error"] == 0.0

@@ -22,7 +22,8 @@ from benchmarks.optimizer import (
     OPTIONS,
     RHO,
     Build,
-    Contestant,
+    contestant,
+    parameters_of,
     projector_of_rank,
     same_updates,
 )
@@ -96,13 +97,13 @@ def _plain(bench: Bench, start: list[Tensor], base: str) -> list[Record]:
         "multi-tensor SAM": lambda params: DeviceSAM(params, torch_base(params, foreach=True)),
         "multi-tensor SAM, fused base": lambda params: DeviceSAM(params, torch_base(params, fused=True)),
     }
-    alone = torch_base(_parameters(start), fused=True)
+    alone = torch_base(parameters_of(start), fused=True)
     bytes_moved = BYTES_PER_PARAMETER[base] * _count(start)
     with precision("float32"):
         return bench.compare(
             _case(start),
-            ours={f"optimizer SAM {base}": _contestant(start, lambda params: SAM(params, base, rho=RHO, **options))},
-            peers={name: _contestant(start, build) for name, build in builds.items()},
+            ours={f"optimizer SAM {base}": contestant(start, lambda params: SAM(params, base, rho=RHO, **options))},
+            peers={name: contestant(start, build) for name, build in builds.items()},
             references={
                 f"torch {base} alone, fused": alone.step,
                 "copy of as many bytes": _copy_of(bytes_moved, bench.device),
@@ -141,33 +142,19 @@ def _projected(bench: Bench, start: list[Tensor]) -> list[Record]:
     with precision("float32"):
         return bench.compare(
             _case(start),
-            ours={"optimizer SAM sgd, projected": _contestant(start, ours)},
+            ours={"optimizer SAM sgd, projected": contestant(start, ours)},
             peers={
-                "multi-tensor SAM, dense T": _contestant(start, with_dense),
-                "multi-tensor SAM, low-rank T in torch": _contestant(start, with_low_rank),
+                "multi-tensor SAM, dense T": contestant(start, with_dense),
+                "multi-tensor SAM, low-rank T in torch": contestant(start, with_low_rank),
             },
             references={
-                "ours without projectors": _contestant(start, lambda params: SAM(params, "sgd", rho=RHO, **options)),
-                "multi-tensor SAM without projectors": _contestant(start, lambda params: peer(params, {})),
+                "ours without projectors": contestant(start, lambda params: SAM(params, "sgd", rho=RHO, **options)),
+                "multi-tensor SAM without projectors": contestant(start, lambda params: peer(params, {})),
             },
             agree=same_updates(start, "multi-tensor SAM, dense T"),
             warm=False,
             bytes_moved=BYTES_PER_PARAMETER["sgd"] * _count(start),
         )
-
-
-def _contestant(start: list[Tensor], build: Build) -> Contestant:
-    params = _parameters(start)
-    return Contestant(params, build(params))
-
-
-def _parameters(start: list[Tensor]) -> list[nn.Parameter]:
-    """Fresh copies of all weights, with the same gradients for everyone."""
-    generator = torch.Generator(start[0].device).manual_seed(0)
-    params = [nn.Parameter(tensor.clone()) for tensor in start]
-    for param in params:
-        param.grad = torch.randn(param.shape, generator=generator, device=param.device)
-    return params
 
 
 def _copy_of(bytes_moved: int, device: torch.device) -> Function:

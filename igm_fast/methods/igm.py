@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from igm_fast.covariance import ActivationCovariance, Estimator
 from igm_fast.layers import MatchRule, in_dimension, match_layers, observable_layers
-from igm_fast.methods.base import Batch, Context, Method, Stage, alternating, check_choice, check_range
+from igm_fast.methods.base import Batch, Context, Method, Stage, alternating, at_least_two, check_choice, check_range
+from igm_fast.methods.contributions import features_during
 from igm_fast.projector import Projector, Route, flat_projectors
 
 Perturbation = Literal["full", "periodic", "head", "momentum"]
@@ -98,11 +99,7 @@ class Igm(Method):
 
     def modalities(self, available: Sequence[str]) -> list[str]:
         """Return all modalities; there must be two at least."""
-        if len(available) < 2:
-            raise ValueError(
-                f"{self.name}: the data have one modality, {available[0]}; expected at least two to interact"
-            )
-        return list(available)
+        return at_least_two(self.name, available, "to interact")
 
     def schedule(self, modalities: Sequence[str], epochs: int, rounds: int) -> list[Stage]:
         """Return the turns of the modalities."""
@@ -173,8 +170,8 @@ class Igm(Method):
     def loss(self, stage: Stage, batch: Batch, context: Context) -> Tensor:
         """Return the cross-entropy of the stage's modality, whose activations may be looked at on the way."""
         second = context.optimizer.perturbed and self.perturbation != "momentum"
-        looks = self._riding is not None and not second and self._batches % self.statistics_every == 0
-        with self._riding if looks and self._riding is not None else nullcontext():
+        riding = None if second or self._batches % self.statistics_every else self._riding
+        with nullcontext() if riding is None else riding:
             return super().loss(stage, batch, context)
 
     def step(self, stage: Stage, batch: Batch, progress: float, context: Context) -> dict[str, Tensor]:
@@ -192,7 +189,8 @@ class Igm(Method):
             loss = self.loss(stage, batch, context) * batch.weight
             context.backward(loss, branch)
         else:
-            features, loss = self._features_and_loss(stage, batch, context)
+            with features_during(context.model) as features:
+                loss = self.loss(stage, batch, context) * batch.weight
             head = context.model.branch(branch).head
             assert head is not None
             parameters = list(head.parameters())
@@ -202,7 +200,7 @@ class Igm(Method):
                 parameter.grad = gradient
             optimizer.perturb()
             optimizer.zero_grad()
-            again = functional.cross_entropy(head(features), batch.labels) * batch.weight
+            again = functional.cross_entropy(head(features[branch]), batch.labels) * batch.weight
             context.backward(again, branch)
         optimizer.step()
         optimizer.zero_grad()
@@ -228,16 +226,6 @@ class Igm(Method):
         )
         self._facts = {name: dict(facts) for name, facts in state["facts"].items()}
         self._warnings = list(state["warnings"])
-
-    def _features_and_loss(self, stage: Stage, batch: Batch, context: Context) -> tuple[Tensor, Tensor]:
-        """What enters the head, with its graph, and the loss at ω."""
-        features: list[Tensor] = []
-        # Read where they enter the head: with several devices only the whole network's forward may be called.
-        head = context.model.branch(stage.trained).head
-        assert head is not None
-        with head.register_forward_pre_hook(lambda _head, inputs: features.append(inputs[0])):
-            loss = self.loss(stage, batch, context) * batch.weight
-        return features[0], loss
 
     def _layers_with_partner(self, source: nn.Module, target: nn.Module) -> list[str]:
         """Return the layers of the source whose projector can fit a layer of the target: others are not measured."""

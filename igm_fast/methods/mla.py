@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from igm_fast.methods.base import Batch, Context, Method, Stage, check_range, together
+from igm_fast.methods.contributions import features_during
 from igm_fast.models.multimodal import Head
 
 
@@ -60,21 +61,15 @@ class Mla(Method):
         alpha = self.alpha * self.alpha_decay**progress
         losses: dict[str, Tensor] = {}
         for name in stage.modalities:
-            features: list[Tensor] = []
-            # The features are read where they enter the head: with several devices only the whole network's forward
-            # may be called.
-            handle = head.register_forward_pre_hook(
-                lambda _head, inputs, keep=features: keep.append(inputs[0].detach())
-            )
-            logits = context.network(batch.inputs, (name,))[name]
-            handle.remove()
+            with features_during(context.model) as features:
+                logits = context.network(batch.inputs, (name,))[name]
             loss = functional.cross_entropy(logits, batch.labels) * batch.weight
             context.backward(loss, name)
             assert head.weight.grad is not None
             head.weight.grad = head.weight.grad @ self.projector.to(head.weight.dtype)
             context.optimizer.step()
             context.optimizer.zero_grad()
-            self._protect(context.mean_over_devices(features[0].mean(dim=0).double() * batch.weight), alpha)
+            self._protect(context.mean_over_devices(features[name].detach().mean(dim=0).double() * batch.weight), alpha)
             losses[name] = loss.detach()
         return losses
 

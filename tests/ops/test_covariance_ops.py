@@ -14,6 +14,7 @@ import oracles
 import pytest
 import torch
 from bounds import UNIT, assert_within, gamma
+from covariance_cases import draw_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -215,19 +216,7 @@ class LinearCase:
 @st.composite
 def linear_cases(draw: st.DrawFn) -> LinearCase:
     """Inputs of 1 to 5 dimensions: slices, other orders of the dimensions and expanded ones, over NaN."""
-    shape = draw(st.lists(st.integers(0, 4) | st.integers(1, 4), min_size=1, max_size=5))
-    shape[-1] = draw(st.integers(0, 12))
-    steps = draw(st.tuples(*[st.sampled_from([1, 1, 2])] * len(shape)))
-    order = draw(st.permutations(range(len(shape))) | st.just(range(len(shape))))
-    dtype = draw(st.sampled_from(INPUTS))
-    window = tuple(slice(None, size * step, step) for size, step in zip(shape, steps, strict=True))
-    stored = [shape[axis] * steps[axis] + 1 for axis in order]
-    view = torch.full(stored, float("nan"), dtype=dtype).permute(list(np.argsort(list(order))))[window]
-    view.copy_(randn(*shape, seed=draw(st.integers(0, 99)), dtype=dtype))
-    expanded = draw(st.sampled_from([None, None, *range(len(shape))]))
-    if expanded is not None and shape[expanded] > 1:
-        view = view.narrow(expanded, 0, 1).expand(shape)
-    return LinearCase(view, draw(st.sampled_from(SUMS)), draw(st.sampled_from(TUNINGS)))
+    return LinearCase(draw_rows(draw), draw(st.sampled_from(SUMS)), draw(st.sampled_from(TUNINGS)))
 
 
 def run_linear(case: LinearCase, alpha: float = 1.0) -> np.ndarray:

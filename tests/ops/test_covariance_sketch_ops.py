@@ -12,6 +12,7 @@ import oracles
 import pytest
 import torch
 from bounds import UNIT, assert_within, gamma
+from covariance_cases import draw_conv, laid_out
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -143,22 +144,6 @@ def winograd_magnitude(x: np.ndarray, omega: np.ndarray, geometry: tuple) -> np.
     return taps.reshape(groups, -1, taps.shape[-1])
 
 
-def laid_out(values: torch.Tensor, layout: str) -> torch.Tensor:
-    """The values (or, expanded, some of them) with other strides; what lies between them is NaN."""
-    if layout == "channels_last":
-        return values.movedim(1, -1).contiguous().movedim(-1, 1)
-    if layout == "slice":
-        padded = [size + 2 for size in values.shape[1:-1]]
-        store = torch.full((values.shape[0], *padded, 2 * values.shape[-1]), float("nan"), dtype=values.dtype)
-        view = store[(slice(None), *[slice(1, -1)] * len(padded), slice(None, None, 2))]
-        return view.copy_(values)
-    if layout == "transposed":
-        return values.mT.contiguous().mT
-    if layout == "expanded":
-        return values[:, :1, ..., :1].expand_as(values)
-    return values
-
-
 def zeroed(omega: torch.Tensor, taps: int, seed: int) -> torch.Tensor:
     """Ω with random blocks of 8 columns set to zero at random taps."""
     groups, dim, columns = omega.shape
@@ -169,24 +154,13 @@ def zeroed(omega: torch.Tensor, taps: int, seed: int) -> torch.Tensor:
 
 @st.composite
 def conv_cases(draw: st.DrawFn) -> Case:
-    axes = draw(st.sampled_from([2, 2, 3]))
-    kernel_size = draw(st.tuples(*[st.integers(1, 4 if axes == 2 else 2)] * axes))
-    stride = draw(st.tuples(*[st.integers(1, 3)] * axes))
-    dilation = draw(st.tuples(*[st.integers(1, 3)] * axes))
-    padding = draw(st.tuples(*[st.integers(0, 4 if axes == 2 else 2)] * (2 * axes)))
-    groups = draw(st.sampled_from([1, 1, 2, 3]))
-    span = [dilation[axis] * (kernel_size[axis] - 1) + 1 for axis in range(axes)]
-    around = [padding[i] + padding[i + 1] for i in range(0, 2 * axes, 2)][::-1]
-    sizes = [max(1, span[axis] - around[axis]) + draw(st.integers(0, 7)) for axis in range(axes)]
-    shape = (draw(st.integers(0, 3)), groups * draw(st.sampled_from([1, 2, 3, 7])), *sizes)
-    values = randn(*shape, seed=draw(st.integers(0, 99)), dtype=draw(st.sampled_from(INPUTS)))
-    layout = draw(st.sampled_from(["contiguous", "channels_last", "slice", "transposed", "expanded"]))
-    taps = math.prod(kernel_size)
+    input, geometry = draw_conv(draw)
+    groups, taps = geometry[-1], math.prod(geometry[0])
     columns = draw(st.sampled_from([0, 1, 5, 8, 13, 18, 33]))
-    omega = randn(groups, shape[1] // groups * taps, columns, seed=1, dtype=draw(st.sampled_from(SUMS)))
+    omega = randn(groups, input.shape[1] // groups * taps, columns, seed=1, dtype=draw(st.sampled_from(SUMS)))
     if draw(st.booleans()):
         omega = zeroed(omega, taps, seed=draw(st.integers(0, 9)))
-    return Case(laid_out(values, layout), (kernel_size, stride, padding, dilation, groups), omega)
+    return Case(input, geometry, omega)
 
 
 @given(case=conv_cases(), alpha=st.sampled_from([1.0, 0.37, -2.0]))
