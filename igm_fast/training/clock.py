@@ -1,7 +1,9 @@
-"""Seconds per phase and stage, added up over interruptions."""
+"""Seconds per phase and stage, processor time and memory of a run, added up over interruptions."""
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +27,9 @@ class Clock:
         self._seconds = {phase: float(timing.get(phase, 0.0)) for phase in PHASES}
         self._per_stage: list[dict[str, Any]] = [dict(row) for row in timing.get("per_stage", ())]
         self._earlier = float(timing.get("total", 0.0))
-        self._began = time.perf_counter()
+        self._earlier_processor = float(timing.get("processor", 0.0))
+        self._earlier_peak = int(timing.get("peak_memory", 0))
+        self._began, self._processor_began = time.perf_counter(), time.process_time()
 
     def enter_stage(self, stage: int, trained: str) -> None:
         """Book what follows on a stage too."""
@@ -50,6 +54,18 @@ class Clock:
         """Seconds since the run began, time between interruption and resume left out."""
         return self._earlier + time.perf_counter() - self._began
 
+    @property
+    def processor(self) -> float:
+        """Seconds of processor time, all threads of this process together: what other work on the machine leaves alone."""
+        return self._earlier_processor + time.process_time() - self._processor_began
+
+    @property
+    def peak_memory(self) -> int:
+        """Largest resident size of this process so far in bytes, its libraries and its data included."""
+        unit = 1 if sys.platform == "darwin" else 1024
+        return max(self._earlier_peak, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
     def timing(self) -> dict[str, Any]:
         """Return what ``timing.json`` holds."""
-        return {**self._seconds, "total": self.total, "per_stage": [dict(row) for row in self._per_stage]}
+        cost = {"total": self.total, "processor": self.processor, "peak_memory": self.peak_memory}
+        return {**self._seconds, **cost, "per_stage": [dict(row) for row in self._per_stage]}

@@ -343,6 +343,8 @@ class Trainer:
             "num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "warnings": self.method.warnings(),
             "seconds": self.clock.total,
+            "processor_seconds": self.clock.processor,
+            "peak_memory": self.clock.peak_memory,
         }
         self.run.write_json("result.json", result)
         self.run.close()
