@@ -49,7 +49,8 @@ def rows(folder: Path) -> list[dict[str, str]]:
 def result(folder: Path) -> dict:
     """The result without the one number that differs between equal runs."""
     content = json.loads((folder / "result.json").read_text())
-    content.pop("seconds")
+    for cost in ("seconds", "processor_seconds", "peak_memory"):
+        del content[cost]
     return content
 
 

@@ -64,7 +64,7 @@ class Igm(Method):
     perturbation: Perturbation = "full"
     every: int = 4
     estimator: Estimator = "sketch"
-    statistics: Statistics = "pass"
+    statistics: Statistics = "ride"
     statistics_every: int = 1
     centered: bool = False
     projector_method: Route = "auto"
