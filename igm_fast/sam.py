@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
@@ -15,6 +16,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from igm_fast.names import nearest
 from igm_fast.ops.update import device_basis
 from igm_fast.ops.update_checks import refuse, state_dtype
+from igm_fast.repetition import Repetition
 
 if TYPE_CHECKING:
     from igm_fast.layers import LayerMatching
@@ -176,6 +178,8 @@ class SAM(Optimizer):
         self.every, self.reuse = every, reuse
         self._buffers: dict[Tensor, Tensor] = {}  # for backups: allocated once
         self._projections: dict[Tensor, _Projection] = {}
+        self._repetition: Repetition | None = None
+        self._stepped: list[int] = []  # the parameters of the last step that was not a repetition
         options: dict[str, Any] = {"lr": lr, "rho": rho, "adaptive": adaptive}
         options |= {"weight_decay": weight_decay, "maximize": maximize}
         options |= {"turn": 0}  # steps since the last perturbation; in the groups, because these are saved
@@ -214,6 +218,9 @@ class SAM(Optimizer):
             )
         if all(group["rho"] == 0.0 for group in self.param_groups) or self._turn != 0:
             return
+        if self._repetition is not None and (addresses := self._repetition.gradients(self)) is not None:
+            self._repetition.perturb(self, addresses)
+            return
         directions = self._directions()
         options = {
             param: (group["rho"], group["adaptive"], group["maximize"])
@@ -227,7 +234,7 @@ class SAM(Optimizer):
         calls: list[tuple[list[Any], float, bool]] = []
         for (_, device, rho, adaptive, maximize), batch in batches.items():
             grads = [-directions[param] if maximize else directions[param] for param in batch]
-            backups = [self._buffer(param) for param in batch]
+            backups = [self.backup_of(param) for param in batch]
             norm = torch.empty(1 if self.scope == "global" else len(batch), dtype=torch.float32, device=device)
             lists = [self._laid_out(batch, batch), self._laid_out(batch, backups), norm, self._laid_out(batch, grads)]
             ops.sam_perturb(*lists, 0.0 if apart else rho, scope=self.scope, adaptive=adaptive)
@@ -269,6 +276,11 @@ class SAM(Optimizer):
             The loss of the closure's first call.
         """
         loss = None if closure is None else self._passes(closure)
+        if self._repetition is not None:
+            if (addresses := self._repetition.gradients(self)) is not None:
+                self._repetition.step(self, addresses)
+                return loss
+            self._repetition = None
         self._put_back([param for param in self._perturbed_parameters() if param.grad is None])
         gradients = self._gradients()
         for group in self.param_groups:
@@ -278,6 +290,10 @@ class SAM(Optimizer):
         self._forget_backups()
         for group in self.param_groups:
             group["turn"] = (group["turn"] + 1) % self.every
+        stepped = [id(p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if stepped and stepped == self._stepped:  # twice alike: so may be the next
+            self._repetition = Repetition.of(self)
+        self._stepped = stepped
         return loss
 
     def set_projectors(
@@ -314,7 +330,11 @@ class SAM(Optimizer):
                 expected = f"d={param.numel() // max(rows, 1)}, groups of whole rows for shape {tuple(param.shape)}"
                 raise refuse(op, given, expected, "Find fitting pairs with match_layers.")
             projections[param] = _Projection.of(projector, param)
-        self._projections = projections
+        self._projections, self._repetition = projections, None
+
+    def projection_of(self, param: Tensor) -> _Projection:
+        """Return T of a parameter; one with an empty basis where there is none."""
+        return self._projections.get(param) or _no_projection(param.device)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state, of a perturbed optimizer too (load the model's weights with it). Tensors are copied.
@@ -346,7 +366,7 @@ class SAM(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own: dict[str, Any] = {"base": self.base, "scope": self.scope}
-        own |= {"_buffers": {}, "_projections": self._projections}
+        own |= {"_buffers": {}, "_projections": self._projections, "_repetition": None, "_stepped": []}
         own |= {"every": self.every, "reuse": self.reuse, "direction": self.direction}
         return super().__getstate__() | own
 
@@ -418,8 +438,7 @@ class SAM(Optimizer):
         self, group: dict[str, Any], batch: list[Tensor], steps: int, gradients: Mapping[Tensor, Tensor]
     ) -> None:
         """The base's step for parameters of one dtype and device that went through the same number of steps."""
-        none = _Projection(batch[0].new_empty(0), batch[0].new_empty(0))
-        projections = [self._projections.get(param, none) for param in batch]
+        projections = [self.projection_of(param) for param in batch]
         sources = [self.state.get(param, {}).get("backup", param) for param in batch]
         given = [gradients.get(param, param.grad) for param in batch] if gradients else [param.grad for param in batch]
         grads = [T.gradient(cast(Tensor, grad)) for T, grad in zip(projections, given, strict=True)]
@@ -456,8 +475,8 @@ class SAM(Optimizer):
                 self.state[param][name] = torch.zeros_like(param, dtype=dtype, requires_grad=False)
         return self._laid_out(batch, [self.state[param][name] for param in batch])
 
-    def _buffer(self, param: Tensor) -> Tensor:
-        """Room for the backup of a parameter; new only if the parameter has changed its form."""
+    def backup_of(self, param: Tensor) -> Tensor:
+        """Return the room for the backup of a parameter; new only if the parameter has changed its form."""
         buffer = self._buffers.get(param)
         kind = (param.shape, param.stride(), param.dtype, param.device)
         if buffer is None or (buffer.shape, buffer.stride(), buffer.dtype, buffer.device) != kind:
@@ -540,6 +559,11 @@ class SAM(Optimizer):
         if options.get("nesterov") and (options["momentum"] == 0.0 or options["dampening"] != 0.0):
             given = f"nesterov=True with momentum={options['momentum']}, dampening={options['dampening']}"
             raise refuse("SAM", given, "momentum > 0 and dampening=0", "As torch.optim.SGD.")
+
+
+@lru_cache
+def _no_projection(device: torch.device) -> _Projection:
+    return _Projection(torch.empty(0, device=device), torch.empty(0, device=device))
 
 
 def _batches(params: Iterable[Tensor], key: Callable[[Tensor], Any]) -> dict[Any, list[Tensor]]:

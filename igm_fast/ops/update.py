@@ -178,9 +178,10 @@ def _pack(param: Tensor, basis: Tensor, sigma: Tensor, complement: float, keep: 
     return (groups, param.numel() // dim, dim, rank, *addresses, complement)
 
 
-def _projections(
+def pack_projections(
     params: Sequence[Tensor], bases: Sequence[Tensor], sigmas: Sequence[Tensor], complements: Sequence[float]
 ) -> tuple[list[_Projection], list[Tensor]]:
+    """Return what the CPU steps are told of each parameter's projector, and the tensors that this points to."""
     keep: list[Tensor] = []
     packed = [
         _pack(param, basis, sigma, complement, keep) if basis.numel() and param.numel() else _PLAIN
@@ -270,7 +271,7 @@ def _projected_sgd_step_cpu(
     check_sgd_step(params, momentum_buffers, *rest, momentum=momentum, dampening=dampening, nesterov=nesterov)
     if not params:
         return
-    packed, keep = _projections(params, bases, sigmas, complements)
+    packed, keep = pack_projections(params, bases, sigmas, complements)
     keep += (dense := _dense(grads))
     native.module().projected_sgd_step(
         _addresses(params),
@@ -342,7 +343,7 @@ def _projected_adamw_step_cpu(
     check_adamw_step(params, exp_avgs, exp_avg_sqs, *rest, step=step, beta1=beta1, beta2=beta2)
     if not params:
         return
-    packed, keep = _projections(params, bases, sigmas, complements)
+    packed, keep = pack_projections(params, bases, sigmas, complements)
     keep += (dense := _dense(grads))
     native.module().projected_adamw_step(
         _addresses(params),
