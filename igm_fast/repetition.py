@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import is_
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,8 @@ class Repetition:
         self._without = [p for call in calls for p in call.members if p.grad is None]
         self._states = [optimizer.state[param] for param in params]
         self._all_states = list(optimizer.state.values())
+        projections = [optimizer.projection_of(param) for param in params]
+        self._dense = [(place, T) for place, T in enumerate(projections) if T.dense is not None]
         self._backups = [optimizer.backup_of(param) for param in params]
         self._addresses, self._sizes = _addresses(params), [param.numel() for param in params]
         self._backup_addresses = _addresses(self._backups)
@@ -57,8 +59,7 @@ class Repetition:
     def of(cls, optimizer: SAM) -> Repetition | None:
         """Return the cycle; None unless it is a plain one.
 
-        Plain: contiguous parameters of one dtype on the CPU, all with a state, one radius, no dense projector, no
-        re-used direction.
+        Plain: contiguous parameters of one dtype on the CPU, all with a state, one radius, no re-used direction.
         """
         calls: list[_GroupCall] = []
         params: list[Tensor] = []
@@ -69,8 +70,6 @@ class Repetition:
             if not names or any(name not in state for state in states for name in names):
                 return None
             projections = [optimizer.projection_of(param) for param in mine]
-            if any(projection.dense is not None for projection in projections):
-                return None
             if len({state.get("step") for state in states}) > 1 or not all(map(_is_plain, mine)):
                 return None
             packed, kept = pack_projections(
@@ -94,7 +93,7 @@ class Repetition:
             return None
         if torch.compiler.is_compiling() or not _one_radius(optimizer) or not self._same_parts(optimizer):
             return None
-        present: list[Tensor] = grads  # type: ignore[assignment]
+        present = cast(list[Tensor], grads)
         if list(map(Tensor.numel, present)) != self._sizes or not all(map(Tensor.is_contiguous, present)):
             return None
         if any(grad.dtype is not self._dtype or type(grad) is not Tensor for grad in present):
@@ -123,8 +122,11 @@ class Repetition:
         for state, backup in zip(self._states, self._backups, strict=True):
             state["backup"] = backup
 
-    def step(self, optimizer: SAM, gradients: Sequence[int]) -> None:
+    def step(self, optimizer: SAM, gradients: list[int]) -> None:
         """Descend, from ω where the weights are perturbed."""
+        bent = [T.gradient(cast(Tensor, self._params[place].grad)).contiguous() for place, T in self._dense]
+        for (place, _), grad in zip(self._dense, bent, strict=True):
+            gradients[place] = grad.data_ptr()
         perturbed = "backup" in self._states[0]
         sources = self._backup_addresses if perturbed else self._addresses
         for call in self._calls:

@@ -57,7 +57,7 @@ class _Projection:
         return cls(_readable(basis), sigma, float(projector.complement))
 
     def gradient(self, grad: Tensor) -> Tensor:
-        """G for the fused step; G T where T is dense."""
+        """Return G for the fused step; G T where T is dense."""
         if self.dense is None:
             return grad
         rows = grad.reshape(len(self.dense), -1, self.dense.shape[-1]).to(self.dense.dtype)

@@ -8,7 +8,7 @@ from torch import nn
 
 import igm_fast as igm
 
-SHAPES = ((4, 3), (5,), (2, 3, 3), (1,))
+SHAPES = ((4, 3), (5,), (2, 16, 3), (1,))
 OPTIONS = [
     {"momentum": 0.9, "weight_decay": 0.01},
     {"momentum": 0.8, "nesterov": True, "adaptive": True},
@@ -47,16 +47,17 @@ def assert_equal(one, other):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
 
-def pair(options, dtype=torch.float32, projected=False):
+def pair(options, dtype=torch.float32, route=None):
     """Two equal optimizers over equal parameters."""
     made = []
     for _ in range(2):
         params = parameters(dtype)
         optimizer = igm.SAM(params, lr=0.1, **options)
-        if projected:
-            matrix = torch.tensor([[4.0, 1.0, 0.0], [1.0, 2.0, 0.5], [0.0, 0.5, 1.0]], dtype=torch.float64)
-            T = igm.flat_projectors({"layer": matrix}, tau=2.0)["layer"]
-            optimizer.set_projectors({params[0]: T})
+        if route is not None:
+            matrix = torch.diag(torch.tensor([4.0, *[1.0] * 47], dtype=torch.float64))
+            T = igm.flat_projectors({"layer": matrix}, tau=2.0, method=route)["layer"]
+            assert (T.basis is None) == (route == "eigh")
+            optimizer.set_projectors({params[2]: T})
         made.append((optimizer, params))
     return made
 
@@ -178,8 +179,9 @@ def test_gradients_of_another_layout(lay_out):
         assert_equal(mine, theirs)
 
 
-def test_projectors_are_applied_and_replaced():
-    (short, mine), (long, theirs) = pair({"momentum": 0.9}, projected=True)
+@pytest.mark.parametrize("route", ["truncated", "eigh"])
+def test_projectors_are_applied_and_replaced(route):
+    (short, mine), (long, theirs) = pair({"momentum": 0.9}, route=route)
     for number in range(8):
         if number == 4:
             assert short._repetition is not None
