@@ -54,7 +54,7 @@ def pair(options, dtype=torch.float32, route=None):
         params = parameters(dtype)
         optimizer = igm.SAM(params, lr=0.1, **options)
         if route is not None:
-            matrix = torch.diag(torch.tensor([4.0, *[1.0] * 47], dtype=torch.float64))
+            matrix = torch.diag(torch.tensor([4.0, *[0.0] * 47], dtype=torch.float64))
             T = igm.flat_projectors({"layer": matrix}, tau=2.0, method=route)["layer"]
             assert (T.basis is None) == (route == "eigh")
             optimizer.set_projectors({params[2]: T})
