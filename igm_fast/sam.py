@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from igm_fast import looksam
 from igm_fast.names import nearest
 from igm_fast.ops.update import device_basis
 from igm_fast.ops.update_checks import refuse, state_dtype
@@ -410,29 +411,9 @@ class SAM(Optimizer):
             return {}
         given = {p: cast(Tensor, p.grad) for group in self.param_groups for p in self._with_gradient(group)}
         if self.perturbed:
-            self._keep_direction({p: grad for p, grad in given.items() if "gradient" in self.state[p]})
+            looksam.keep_direction(self.state, {p: grad for p, grad in given.items() if "gradient" in self.state[p]})
             return {}
-        kept = [p for p in given if "direction" in self.state.get(p, {})]
-        if not kept:
-            return {}
-        directions = [self.state[p]["direction"] for p in kept]
-        factor = self.reuse * _length([given[p] for p in kept]) / _length(directions)
-        factor = torch.where(factor.isfinite(), factor, 0.0)  # of a direction that is zero: nothing to re-use
-        return {
-            param: (given[param].to(direction.dtype) + factor.to(direction) * direction).to(param.dtype)
-            for param, direction in zip(kept, directions, strict=True)
-        }
-
-    def _keep_direction(self, second: Mapping[Tensor, Tensor]) -> None:
-        """Keep v = g_s − (⟨g, g_s⟩/⟨g, g⟩) g, over all parameters together."""
-        first = {p: self.state[p].pop("gradient") for p in second}
-        home = next(iter(first.values())).device
-        along = torch.stack([_dot(first[p], grad).to(home) for p, grad in second.items()]).sum()
-        factor = along / _length(list(first.values())).square()
-        factor = torch.where(factor.isfinite(), factor, 0.0)
-        for param, grad in second.items():
-            wide = state_dtype(param.dtype)
-            self.state[param]["direction"] = grad.to(wide) - factor.to(param.device, wide) * first[param].to(wide)
+        return looksam.with_kept_direction(self.state, given, self.reuse)
 
     def _descend(
         self, group: dict[str, Any], batch: list[Tensor], steps: int, gradients: Mapping[Tensor, Tensor]
@@ -572,15 +553,3 @@ def _batches(params: Iterable[Tensor], key: Callable[[Tensor], Any]) -> dict[Any
     for param in params:
         batches[key(param)].append(param)
     return batches
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    wide = state_dtype(a.dtype)
-    return torch.dot(a.flatten().to(wide), b.flatten().to(wide)).double()
-
-
-def _length(tensors: Sequence[Tensor]) -> Tensor:
-    """‖·‖₂ of all together, float64, on the device of the first."""
-    home = tensors[0].device
-    squares = [_dot(tensor, tensor).to(home) for tensor in tensors]
-    return torch.stack(squares).sum().sqrt()
