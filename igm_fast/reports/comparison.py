@@ -7,6 +7,7 @@ file alone.
 from __future__ import annotations
 
 import csv
+import functools
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,22 +19,29 @@ import yaml  # type: ignore[import-untyped]
 from igm_fast.reports import statistics
 from igm_fast.reports.record import METRICS, Run, read_run
 
+COSTS = {"seconds": "seconds", "processor_seconds": "CPU seconds", "peak_memory": "memory MB"}  # key in files → words
 _PER_RUN = frozenset({"seed", "out", "resume", "overwrite", "config"})  # settings in which seeds of one row may differ
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One run of a comparison: a method (with its modality, where it trains only one) on a data set with a seed."""
+    """One run of a comparison: a method (with its modality, where it trains only one) on a data set with a seed.
+
+    ``flags`` go to the training of this row alone, before those of all; ``label``, where there is one, is what the row
+    is called.
+    """
 
     data: str
     method: str
     modality: str | None
     seed: int
+    label: str = ""
+    flags: tuple[str, ...] = ()
 
     @property
     def row(self) -> str:
         """The table row this cell counts for."""
-        return f"{self.method}-{self.modality}" if self.modality else self.method
+        return self.label or (f"{self.method}-{self.modality}" if self.modality else self.method)
 
     @property
     def folder(self) -> Path:
@@ -73,7 +81,9 @@ def compare_runs(runs: Mapping[Cell, Run], reference: str) -> dict[str, Any]:
             for data in dict.fromkeys(cell.data for cell in runs)
         },
         "cells": [
-            asdict(cell) | {"row": cell.row, "folder": cell.folder.as_posix(), "seconds": run.result["seconds"]}
+            asdict(cell)
+            | {"row": cell.row, "folder": cell.folder.as_posix()}
+            | {key: run.result.get(key) for key in COSTS}
             for cell, run in runs.items()
         ],
     }
@@ -106,7 +116,7 @@ def check_same_configuration(runs: Mapping[Cell, Run]) -> None:
     """
     first: dict[tuple[str, str], tuple[Cell, dict[str, Any]]] = {}
     for cell, run in runs.items():
-        settings = {key: value for key, value in (yaml.safe_load(run.config) or {}).items() if key not in _PER_RUN}
+        settings = {key: value for key, value in _settings(run.config).items() if key not in _PER_RUN}
         other_cell, others = first.setdefault((cell.data, cell.row), (cell, settings))
         different = [key for key in sorted(settings.keys() | others.keys()) if settings.get(key) != others.get(key)]
         if different:
@@ -126,10 +136,26 @@ def _compare_rows(runs: Mapping[Cell, Run], reference: str) -> dict[str, Any]:
         "modalities": modalities,
         "fingerprints": {str(cell.seed): run.result.get("data_fingerprint") for cell, run in runs.items()},
         "test_samples": {str(c.seed): len(run.labels) for c, run in runs.items() if run.labels is not None},
+        "protocol": _common(_settings(run.config).get("protocol") for run in runs.values()),
+        "selected_on_test": [row for row, by_seed in rows.items() if _selects_on_test(by_seed)],
         "methods": {row: _summaries(by_seed, modalities) for row, by_seed in rows.items()},
         "tests": [test for metric in METRICS for test in _tests_over_seeds(rows, reference, metric)],
         "mcnemar": [test for seed in sorted({c.seed for c in runs}) for test in _tests_in_seed(rows, reference, seed)],
     }
+
+
+@functools.cache
+def _settings(config: str) -> Mapping[str, Any]:
+    return dict(yaml.safe_load(config) or {})
+
+
+def _selects_on_test(by_seed: Mapping[int, Run]) -> bool:
+    return any(_settings(run.config).get("selection") == "test" for run in by_seed.values())
+
+
+def _common(values: Iterable[str | None]) -> str | None:
+    """Return what the values have in common: the value, their list where they differ, None where there is none."""
+    return ", ".join(dict.fromkeys(value for value in values if value is not None)) or None
 
 
 def _scores(by_seed: Mapping[int, Run], branch: str | None, metric: str) -> dict[int, float]:
@@ -141,6 +167,10 @@ def _scores(by_seed: Mapping[int, Run], branch: str | None, metric: str) -> dict
     return scores
 
 
+def _costs(by_seed: Mapping[int, Run], key: str) -> dict[int, float]:
+    return {seed: float(run.result[key]) for seed, run in sorted(by_seed.items()) if run.result.get(key) is not None}
+
+
 def _summaries(by_seed: Mapping[int, Run], modalities: Sequence[str]) -> dict[str, Any]:
     def summary(scores: Mapping[int, float]) -> dict[str, Any]:
         values = {str(seed): value for seed, value in scores.items()}
@@ -150,7 +180,7 @@ def _summaries(by_seed: Mapping[int, Run], modalities: Sequence[str]) -> dict[st
         "seeds": sorted(by_seed),
         "fused": {metric: summary(_scores(by_seed, None, metric)) for metric in METRICS},
         "modalities": {name: {m: summary(_scores(by_seed, name, m)) for m in METRICS} for name in modalities},
-        "seconds": summary({seed: float(run.result["seconds"]) for seed, run in sorted(by_seed.items())}),
+        **{key: summary(_costs(by_seed, key)) for key in COSTS},
         "num_parameters": next(iter(by_seed.values())).result.get("num_parameters"),
     }
 
@@ -232,13 +262,36 @@ def _p_words(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
+def cost_cells(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return a row's costs as they are shown, by column: processor time with its spread, memory as its mean.
+
+    Processor time stands for time, because other work on the machine leaves it alone.
+    """
+    memory = summary["peak_memory"]["mean"]
+    return {
+        COSTS["processor_seconds"]: spread(summary["processor_seconds"], 1),
+        COSTS["peak_memory"]: "–" if memory is None else f"{memory / 1e6:.0f}",
+    }
+
+
+def tuned_settings(comparison: Mapping[str, Any], data: str, row: str) -> str | None:
+    """Return the settings that tuning chose for a row, as far as they differ from its own; None without tuning."""
+    if "tuning" not in comparison:
+        return None
+    changed = comparison["tuning"]["data"].get(data, {}).get(row, {}).get("changed", {})
+    return ", ".join(f"{key} {value}" for key, value in changed.items()) or "its own"
+
+
 def markdown(comparison: Mapping[str, Any]) -> str:
     """Return one Markdown table for each data set, best means in bold, tests in words, and how to read it."""
     parts = []
     for data, content in comparison["data"].items():
         most = max(len(summary["seeds"]) for summary in content["methods"].values())
         methods, modalities = content["methods"], content["modalities"]
-        head = ["method", *METRICS.values(), *modalities, "seconds", f"accuracy against {comparison['reference']}"]
+        costs = [COSTS["processor_seconds"], COSTS["peak_memory"]]
+        tuned = ["tuned settings"] if "tuning" in comparison else []
+        head = ["method", *METRICS.values(), *modalities, *costs, *tuned]
+        head.append(f"accuracy against {comparison['reference']}")
         parts += [f"### {data}", "", f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
         best = {metric: best_rows(methods, metric) for metric in METRICS}
         best |= {name: best_rows(methods, "accuracy", name) for name in modalities}
@@ -251,9 +304,43 @@ def markdown(comparison: Mapping[str, Any]) -> str:
             said = said if row in tests or row == comparison["reference"] else "–"
             count = len(summary["seeds"])
             name = row if count == most else f"{row} ({count} of {most} seeds)"
-            parts.append(f"| {name} | {' | '.join(cells)} | {spread(summary['seconds'], 1)} | {said} |")
-        parts += ["", reading_note(comparison, data), ""]
+            cells += cost_cells(summary).values()
+            cells += [str(tuned_settings(comparison, data, row))] if tuned else []
+            parts.append(f"| {name} | {' | '.join(cells)} | {said} |")
+        for warning in warnings(comparison, data):
+            parts += ["", f"**{warning}**"]
+        parts += ["", f"{reading_note(comparison, data)} {tuning_note(comparison)}", ""]
     return "\n".join(parts)
+
+
+def warnings(comparison: Mapping[str, Any], data: str) -> list[str]:
+    """Return what the table of a data set must not be taken for."""
+    content, said = comparison["data"][data], []
+    if comparison.get("quick"):
+        said.append(
+            "A check that every method runs, no result: after a few epochs and with two seeds, figures and tests mean "
+            "nothing. Leave --quick out to compare."
+        )
+    on_test = content.get("selected_on_test", [])
+    if on_test:
+        which = "all rows" if len(on_test) == len(content["methods"]) else ", ".join(on_test)
+        said.append(
+            f"Selected on the test set (protocol {content['protocol']}): {which}. Such a figure is the best of many "
+            "epochs on these very samples, and no estimate of what other samples would give."
+        )
+    return said
+
+
+def tuning_note(comparison: Mapping[str, Any]) -> str:
+    """Return the sentences that say whether, and how, the settings of the rows were tuned."""
+    if "tuning" not in comparison:
+        return "Not tuned: the settings of every row are those of the data set and of the command."
+    tuning = comparison["tuning"]
+    return (
+        f"Tuned: {tuning['trials']} settings of every row, the row's own among them, each with seeds "
+        f"{' and '.join(map(str, tuning['seeds']))}; the best mean validation accuracy decided. Where the seed draws "
+        "the split, samples that tuning saw are also among the test samples of other seeds."
+    )
 
 
 def reading_note(comparison: Mapping[str, Any], data: str) -> str:
@@ -270,18 +357,19 @@ def reading_note(comparison: Mapping[str, Any], data: str) -> str:
         f"Test set, {seeds}: mean ± sample standard deviation, best mean in bold. Mean difference to "
         f"{comparison['reference']} with {test}, Holm-adjusted for {tests} "
         f"comparison{'' if tests == 1 else 's'}; 'not significant' where the adjusted p ≥ {statistics.SIGNIFICANCE}. "
-        "Seeds share one data set, so p speaks of other splits and initialisations of these data, not of other data."
+        "Seeds share one data set, so p speaks of other splits and initialisations of these data, not of other data. "
+        "CPU seconds are a run's processor time, memory its largest resident size with all libraries."
     )
 
 
 def tidy_csv(runs: Mapping[Cell, Run]) -> str:
-    """Return one line per run and branch: data, method, seed, branch, test metrics, cost."""
+    """Return one line per run and branch: data, method, seed, branch, test metrics, cost (memory in bytes)."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    cost = ("seconds", "selected_epoch", "num_parameters", "data_fingerprint")
-    writer.writerow(["data", "method", "seed", "branch", *METRICS, *cost])
+    facts = (*COSTS, "selected_epoch", "num_parameters", "data_fingerprint")
+    writer.writerow(["data", "method", "seed", "branch", *METRICS, *facts])
     for cell, run in runs.items():
         for branch, scores in run.result["test"].items():
-            values = [scores.get(metric) for metric in METRICS] + [run.result.get(key) for key in cost]
+            values = [scores.get(metric) for metric in METRICS] + [run.result.get(key) for key in facts]
             writer.writerow([cell.data, cell.row, cell.seed, branch, *values])
     return buffer.getvalue()

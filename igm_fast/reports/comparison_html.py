@@ -26,6 +26,8 @@ def write_comparison_report(out_dir: Path) -> Path:
     sections: dict[str, list[Markup]] = {"Overview": _overview(content, out_dir)}
     for data in content["data"]:
         sections[data] = _comparison_tables(content, data)
+    if "tuning" in content:
+        sections["Tuning"] = _tuning(content["tuning"])
     sections["Cells"] = _cells(content)
     sections["Machine"] = [
         page.table(
@@ -44,9 +46,9 @@ def write_comparison_report(out_dir: Path) -> Path:
 
 def _overview(content: Mapping[str, Any], out_dir: Path) -> list[Markup]:
     parts = []
-    if content.get("failed"):
-        count, names = len(content["failed"]), "; ".join(cell["name"] for cell in content["failed"])
-        said = "1 run failed and is" if count == 1 else f"{count} runs failed and are"
+    if content.get("missing"):
+        count, names = len(content["missing"]), "; ".join(cell["name"] for cell in content["missing"])
+        said = "1 run has no result and is" if count == 1 else f"{count} runs have no result and are"
         parts.append(page.paragraph(f"{said} missing below: {names}.", "notice"))
     scores = {
         data: {
@@ -76,6 +78,7 @@ def _verdicts(content: Mapping[str, Any], data: str) -> str:
 
 def _comparison_tables(content: Mapping[str, Any], data: str) -> list[Markup]:
     part = content["data"][data]
+    tuned = ["tuned settings"] if "tuning" in content else []
 
     def cell(row: str, column: str, modality: str | None = None) -> tuple[str, float | None]:
         summary = part["methods"][row]["fused" if modality is None else "modalities"]
@@ -89,16 +92,14 @@ def _comparison_tables(content: Mapping[str, Any], data: str) -> list[Markup]:
             row,
             *(cell(row, metric) for metric in METRICS),
             *(cell(row, "accuracy", name) for name in part["modalities"]),
-            (tables.spread(summary["seconds"], 1), summary["seconds"]["mean"]),
+            *zip(tables.cost_cells(summary).values(), _cost_keys(summary), strict=True),
+            *([tables.tuned_settings(content, data, row)] if tuned else []),
             len(summary["seeds"]),
         ]
         for row, summary in part["methods"].items()
     ]
-    columns = ["method", *METRICS.values(), *part["modalities"], "seconds", "seeds"]
-    tests = [
-        [test["method"], METRICS[test["metric"]], *_test_cells(test), tables.verdict(test, part["mcnemar"])]
-        for test in part["tests"]
-    ]
+    costs = [tables.COSTS["processor_seconds"], tables.COSTS["peak_memory"]]
+    columns = ["method", *METRICS.values(), *part["modalities"], *costs, *tuned, "seeds"]
     samples = [
         [
             m["method"],
@@ -111,16 +112,14 @@ def _comparison_tables(content: Mapping[str, Any], data: str) -> list[Markup]:
         for m in part["mcnemar"]
     ]
     reference = content["reference"]
+    words = [column for column, name in enumerate(columns) if name in ("method", *tuned)]
     return [
-        page.table(f"Results on {data}", columns, rows),
-        page.paragraph(tables.reading_note(content, data), "soft"),
+        *(page.paragraph(warning, "notice") for warning in tables.warnings(content, data)),
+        page.table(f"Results on {data}", columns, rows, words=words),
+        page.paragraph(f"{tables.reading_note(content, data)} {tables.tuning_note(content)}", "soft"),
         Markup(f"<h3>Tests over seeds, against {page.text(reference)}</h3>"),
-        page.table(
-            f"Paired tests on {data}",
-            ["method", "metric", "paired t p", "Wilcoxon p", "Holm p", "difference, in words"],
-            tests,
-            words=(0, 1, 5),
-        ),
+        _tests(part, "accuracy"),
+        *(page.folded(f"The same tests of {METRICS[metric]}", _tests(part, metric)) for metric in list(METRICS)[1:]),
         page.folded(
             "Exact McNemar tests on the test samples of each seed",
             page.table(
@@ -132,8 +131,44 @@ def _comparison_tables(content: Mapping[str, Any], data: str) -> list[Markup]:
     ]
 
 
+def _tests(part: Mapping[str, Any], metric: str) -> Markup:
+    rows = [
+        [test["method"], *_test_cells(test), tables.verdict(test, part["mcnemar"])]
+        for test in part["tests"]
+        if test["metric"] == metric
+    ]
+    columns = ["method", "paired t p", "Wilcoxon p", "Holm p", "difference, in words"]
+    return page.table(f"Paired tests of {METRICS[metric]}", columns, rows, words=(0, 4))
+
+
 def _test_cells(test: Mapping[str, Any]) -> list[object]:
     return [None if test[key] is None else (f"{test[key]:.3g}", test[key]) for key in ("p_t", "p_wilcoxon", "p_holm")]
+
+
+def _cost_keys(summary: Mapping[str, Any]) -> list[float | None]:
+    return [summary["processor_seconds"]["mean"], summary["peak_memory"]["mean"]]
+
+
+def _tuning(tuning: Mapping[str, Any]) -> list[Markup]:
+    rows = [
+        [
+            data,
+            row,
+            chosen["trial"],
+            chosen["validation_accuracy"],
+            chosen["validation_accuracy_of_default"],
+            ", ".join(f"{key} {value}" for key, value in chosen["settings"].items()),
+        ]
+        for data, methods in tuning["data"].items()
+        for row, chosen in methods.items()
+    ]
+    columns = ["data", "method", "trial", "validation accuracy", "of its own settings", "chosen settings"]
+    said = (
+        f"{tuning['trials']} trials of every row, trial 0 with the row's own settings. The chosen trial's accuracy is "
+        "the largest of these, so it is too high as an estimate; the tables above show other seeds and the test set. "
+        "Every run of every trial: tuning.csv."
+    )
+    return [page.table("Chosen settings", columns, rows, words=(0, 1, 5)), page.paragraph(said, "soft")]
 
 
 def _cells(content: Mapping[str, Any]) -> list[Markup]:
@@ -143,11 +178,22 @@ def _cells(content: Mapping[str, Any]) -> list[Markup]:
             cell["row"],
             cell["seed"],
             (f"{cell['seconds']:.1f}", cell["seconds"]),
+            *_cell_costs(cell),
             Markup(f'<a href="{page.text(cell["folder"])}/report.html">report</a>'),
         ]
         for cell in content["cells"]
     ]
-    failed = [
-        page.folded(f"Failed: {cell['name']}", page.preformatted(cell["tail"])) for cell in content.get("failed", ())
+    without = [
+        page.folded(f"No result: {cell['name']}", page.preformatted(cell["tail"]))
+        for cell in content.get("missing", ())
     ]
-    return [page.table("Finished runs", ["data", "method", "seed", "seconds", "page"], rows, words=(0, 1, 4)), *failed]
+    columns = ["data", "method", "seed", *tables.COSTS.values(), "page"]
+    return [page.table("Finished runs", columns, rows, words=(0, 1, 6)), *without]
+
+
+def _cell_costs(cell: Mapping[str, Any]) -> list[tuple[str, float] | None]:
+    processor, memory = cell["processor_seconds"], cell["peak_memory"]
+    return [
+        None if processor is None else (f"{processor:.1f}", processor),
+        None if memory is None else (f"{memory / 1e6:.0f}", memory),
+    ]

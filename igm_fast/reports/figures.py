@@ -51,7 +51,9 @@ _STYLE: Any = {
 P = ParamSpec("P")
 
 
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Return a drawing function that draws in the style of all figures."""
+
     @functools.wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with matplotlib.rc_context(_STYLE):
@@ -77,7 +79,7 @@ def branch_colours(branches: Sequence[str]) -> dict[str, str]:
     return colours | {"fused": FUSED_COLOUR}
 
 
-@_styled
+@styled
 def curves(run: Run) -> Figure:
     """Validation accuracy and training loss per global epoch; bands show which modality each stage trained."""
     figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
@@ -120,7 +122,7 @@ def _line(axes: Axes, run: Run, split: str, branch: str, metric: str, **style: A
     axes.plot(np.insert(epochs.astype(float), gaps, np.nan), np.insert(values, gaps, np.nan), **style)
 
 
-@_styled
+@styled
 def spectra(run: Run) -> Figure:
     """Eigenvalues of the activations' second moment C (normalised, log) and of the projector T, last stage.
 
@@ -159,7 +161,7 @@ def spectra(run: Run) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def time_per_phase(run: Run) -> Figure:
     """Seconds by phase, as stacked bars: the whole run and, where recorded, each stage."""
     bars = {"whole run": phase_seconds(run.timing)}
@@ -193,7 +195,7 @@ def phase_seconds(timing: Mapping[str, Any]) -> dict[str, float]:
     return seconds | ({"other": rest} if rest > 0.005 * sum(seconds.values()) else {})
 
 
-@_styled
+@styled
 def confusion(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     """Confusion matrix [true, predicted] of the test set; colour is the share of the true class, figures are counts."""
     count = len(classes)
@@ -214,7 +216,7 @@ def confusion(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def comparison(scores: Mapping[str, Mapping[str, Mapping[int, float]]], reference: str) -> Figure:
     """Test accuracy per method: one small dot per seed, mean ± sample standard deviation beside it.
 

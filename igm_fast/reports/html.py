@@ -46,7 +46,12 @@ def _lead(run: Run) -> str:
     parts = [f"Test accuracy of {_branch_words(branch)}: {run.result['test'][branch]['accuracy']:.3f}."]
     if run.labels is not None:
         parts.append(f"{run.labels.size} test samples, {len(run.result['classes'])} classes.")
-    parts.append("The weights were selected on the validation split; the test split was evaluated once.")
+    if run.result.get("selected_on") == "test":
+        parts.append(
+            "The weights were selected on this test split: these numbers do not say what to expect of new data."
+        )
+    else:
+        parts.append("The weights were selected on the validation split; the test split was evaluated once.")
     return " ".join(parts)
 
 
@@ -86,6 +91,7 @@ def _result(run: Run) -> list[Markup]:
         rows.append([branch, *scores[:1], shown, *scores[1:], validation.get(branch, {}).get("accuracy")])
     columns = ["branch", "test accuracy", "95 % interval", "MAP", "macro-F1", "validation accuracy"]
     return [
+        *(page.paragraph(f"Warning: {warning.rstrip('.')}.", "notice") for warning in run.result.get("warnings", ())),
         page.cards(cards),
         page.table("Test results per modality and fused", columns, rows),
         page.paragraph(

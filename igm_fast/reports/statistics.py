@@ -90,8 +90,9 @@ def paired_test(first: Mapping[int, float], second: Mapping[int, float]) -> Pair
         return PairedTest(seeds, note="no seed in common: no test possible")
     a, b = _finite([first[seed] for seed in seeds]), _finite([second[seed] for seed in seeds])
     difference = a - b
-    # A subtraction of scores of this size is exact only to their rounding; below that, differences count as equal.
-    rounding = 4 * np.finfo(np.float64).eps * max(np.abs(a).max(), np.abs(b).max())
+    # Scores are measured in float32; below the rounding of a subtraction of such, differences count as equal. Otherwise
+    # the same difference in every seed would look like one with hardly any spread, and p would be next to 0.
+    rounding = 4 * float(np.finfo(np.float32).eps) * max(np.abs(a).max(), np.abs(b).max())
     difference[np.abs(difference) <= rounding] = 0.0
     mean = float(difference.mean())
     if len(seeds) == 1:
