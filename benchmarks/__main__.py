@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks import covariance, figure, machine, optimizer, projector, readme, stage, table, training
+from benchmarks import covariance, data_loading, figure, machine, optimizer, projector, readme, stage, table, training
 from benchmarks.agreement import DisagreementError
 from benchmarks.timing import Effort, Record
 from igm_fast.names import nearest
@@ -29,11 +29,12 @@ Each benchmark first checks that all results agree, then times ours and the othe
 prints medians and ratios: 2.0× means that ours takes half the time. On a busy machine compare ratios, not
 milliseconds. Results go to benchmarks/results/NAME.json and NAME.png; --quick writes nothing unless --json says where.
 
-Exit code: 0 done, 1 results disagree (or do not fit the README), 2 wrong usage, 130 stopped.
+Exit code: 0 done, 1 results disagree (or do not fit the README) or a package is missing, 2 wrong usage, 130 stopped.
 """
 
 BENCHMARKS = {
     "covariance": covariance,
+    "data-loading": data_loading,
     "optimizer": optimizer,
     "projector": projector,
     "stage": stage,
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, markup=False)
     if arguments.list:
         for name, benchmark in BENCHMARKS.items():
-            console.print(f"{name:<12}{benchmark.QUESTION}", soft_wrap=True)
+            console.print(f"{name:<14}{benchmark.QUESTION}", soft_wrap=True)
         return 0
     if arguments.readme:
         return _write_readme()
@@ -90,6 +91,10 @@ def _run(names: Sequence[str], effort: Effort, file: Path | None, console: Conso
                         console.print(said, soft_wrap=True)
         except DisagreementError as error:
             print(f"benchmarks: {name}: results disagree, so none are written: {error}", file=sys.stderr)
+            failed = True
+            continue
+        except ImportError as error:
+            print(f"benchmarks: {name}: {error}", file=sys.stderr)
             failed = True
             continue
         peaks = machine.higher(peaks, machine.peaks(effort))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from igm_fast.data import load_dataset
+from igm_fast.data import MultimodalData, load_dataset
+from igm_fast.methods.base import Method
+from igm_fast.models import MultimodalModel
 from igm_fast.training import evaluation
+from igm_fast.training.building import build_model
 from igm_fast.training.checkpoint import CheckpointError
-from igm_fast.training.config import from_flat, read_yaml
+from igm_fast.training.config import TrainConfig, from_flat, read_yaml
 from igm_fast.training.devices import make_fabric
-from igm_fast.training.loop import build_model
 from igm_fast.training.run_folder import RunFolder
 
 DESCRIPTION = """\
@@ -61,6 +64,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Rebuilt:
+    """A run as it was when a checkpoint was written; ``state`` is the checkpoint."""
+
+    config: TrainConfig
+    method: Method
+    data: MultimodalData
+    model: MultimodalModel  # on the device
+    state: dict[str, Any]
+    device: torch.device
+
+
+def rebuild(folder: Path, which: str = "best") -> Rebuilt:
+    """Return configuration, method, data and model of a run, from its ``config.yaml`` and a checkpoint.
+
+    Args:
+        folder: of the run.
+        which: ``"best"`` or ``"last"`` checkpoint; the last one has the method's own state too.
+
+    Raises:
+        FileNotFoundError: no run there.
+        CheckpointError: the checkpoint is missing or damaged.
+        ValueError: the data are not those the run was trained on.
+    """
+    if not (folder / "config.yaml").exists():
+        raise FileNotFoundError(f"{folder} is no run folder: it has no config.yaml. Give the --out of a training run")
+    config, method = from_flat(read_yaml(folder / "config.yaml"))
+    run = RunFolder(folder)
+    state = run.load_best() if which == "best" else run.load_last()
+    data = load_dataset(config.data, config.seed, config.data_options())
+    if state["fingerprint"] != data.fingerprint:
+        raise ValueError(f"{folder} was trained on other data than {data.name} holds now (fingerprints differ)")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = make_fabric(config, devices=1).device
+    model = build_model(method, data, config).to(device)
+    model.load_state_dict(state["model"])
+    if "method" in state:
+        method.load_state_dict(state["method"])
+    return Rebuilt(config, method, data, model, state, device)
+
+
 def evaluate(folder: Path, split: str = "test", which: str = "best") -> dict[str, Any]:
     """Return scores by branch of a run's weights on ``"test"`` or ``"validation"``, and write ``evaluation.json``.
 
@@ -77,21 +122,10 @@ def evaluate(folder: Path, split: str = "test", which: str = "best") -> dict[str
         CheckpointError: the checkpoint is missing or damaged.
         ValueError: the data are not those the run was trained on.
     """
-    if not (folder / "config.yaml").exists():
-        raise FileNotFoundError(f"{folder} is no run folder: it has no config.yaml. Give the --out of a training run")
-    config, method = from_flat(read_yaml(folder / "config.yaml"))
-    run = RunFolder(folder)
-    state = run.load_best() if which == "best" else run.load_last()
-    data = load_dataset(config.data, config.seed)
-    if state["fingerprint"] != data.fingerprint:
-        raise ValueError(f"{folder} was trained on other data than {data.name} holds now (fingerprints differ)")
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    fabric = make_fabric(config, devices=1)
-    model = build_model(method, data, config).to(fabric.device)
-    model.load_state_dict(state["model"])
+    rebuilt = rebuild(folder, which)
+    model, method, state, data = rebuilt.model, rebuilt.method, rebuilt.state, rebuilt.data
     dataset = data.parts[split]
-    outputs = evaluation.predict(model, method, dataset, fabric.device)
+    outputs = evaluation.predict(model, method, dataset, rebuilt.device, rebuilt.config.workers)
     record = {
         "split": split,
         "checkpoint": which,
@@ -100,7 +134,7 @@ def evaluate(folder: Path, split: str = "test", which: str = "best") -> dict[str
         "scores": evaluation.all_scores(outputs, dataset.labels),
         "data_fingerprint": data.fingerprint,
     }
-    run.write_json("evaluation.json", record)
+    RunFolder(folder).write_json("evaluation.json", record)
     return record
 
 

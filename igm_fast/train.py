@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric, seed_everything
 from rich.console import Console
 
-from igm_fast.data import MultimodalData, load_dataset
+from igm_fast.data import LazyDataset, MultimodalData, load_dataset
 from igm_fast.reports.html import write_report
 from igm_fast.reports.statistics import binomial_interval
 from igm_fast.training.checkpoint import CheckpointError
@@ -37,8 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             check(run.path, resume=config.resume, overwrite=config.overwrite)
             if config.resume and run.begun:
                 check_same_settings(run.path, command.settings)
-        data = load_dataset(config.data, config.seed)
-        command.method.modalities([spec.name for spec in data.modalities])
+        data = load_dataset(config.data, config.seed, config.data_options())
+        names = [spec.name for spec in data.modalities]
+        command.method.modalities(names)
+        config.stage_shares(names)
         fabric = make_fabric(config)
     except HelpAsked as answer:
         print(answer.args[0], end="")
@@ -69,6 +71,8 @@ def _train(command: Command, data: MultimodalData, fabric: Fabric, run: RunFolde
             raise ValueError(f"{run.path} was trained on other data than {data.name} holds now; train with --overwrite")
         if first:
             _enter(run, command, saved, console)
+            if not config.quiet and isinstance(data.train, LazyDataset):
+                console.print(data.description)
         with TrainingProgress(console, quiet=config.quiet or not first) as progress:
             Trainer(config, command.method, data, fabric, run if first else None, progress, saved).train()
         if first:

@@ -319,7 +319,7 @@ def test_only_layers_with_a_partner_are_measured(rule):
     [
         (lambda: Igm(rho=-0.1), "igm: rho is -0.1, expected a number ≥ 0"),
         (lambda: Igm(rho=float("nan")), "rho is nan"),
-        (lambda: Igm(tau=0.0), "igm: tau is 0.0, expected a number > 0"),
+        (lambda: Igm(tau=-0.1), "igm: tau is -0.1, expected a number ≥ 0"),
         (lambda: Igm(tau=float("inf")), "tau is inf"),
         (lambda: Igm(tol=0.0), "tol is 0.0"),
         (lambda: Igm(estimator="sketsch"), "unknown estimator 'sketsch'. Did you mean 'sketch'"),

@@ -105,8 +105,6 @@ def test_convolutional_encoders_take_other_lengths(spec: ModalitySpec) -> None:
 def test_encoder_refusals() -> None:
     with pytest.raises(ValueError, match="width is 0, expected at least 1"):
         build_encoder(SOUND, 0)
-    with pytest.raises(ValueError, match="expects one frame"):
-        build_encoder(ModalitySpec("film", "image", (4, 3, 8, 8)))
 
 
 # --- model ------------------------------------------------------------------------------------------------------------

@@ -188,7 +188,7 @@ def test_evaluate_says_what_is_wrong(tmp_path, finished, monkeypatch, capsys):
     assert "is no run folder" in said(capsys)
     assert evaluate.main([str(finished), "--split", "train"]) == 2
     assert evaluate.main(["--help"]) == 0
-    monkeypatch.setattr(evaluate, "load_dataset", lambda name, _seed: load_dataset(name, 5))
+    monkeypatch.setattr(evaluate, "load_dataset", lambda name, _seed, _options: load_dataset(name, 5))
     assert evaluate.main([str(finished)]) == 1
     assert "other data" in said(capsys)
 
@@ -203,10 +203,10 @@ def test_evaluate_says_what_is_wrong(tmp_path, finished, monkeypatch, capsys):
         (["--data", "wach"], "unknown data set 'wach'. Did you mean 'watch'?"),
         (["--tua", "3"], "unknown option 'tua'. Did you mean 'tau'?"),
         (["--method", "joint", "--tau", "3"], "tau is an option of igm-no-sam, igm, not of joint"),
-        (["--optimizer", "adam"], "unknown optimizer 'adam'. Did you mean 'adamw'?"),
+        (["--optimizer", "adamm"], "unknown optimizer 'adamm'. Did you mean 'adam'"),
         (["--match=nmae"], "unknown match 'nmae'. Did you mean 'name'?"),
         (["--rho", "-1"], "igm: rho is -1.0, expected a number ≥ 0"),
-        (["--tau=0"], "igm: tau is 0.0, expected a number > 0"),
+        (["--tau=-1"], "igm: tau is -1.0, expected a number ≥ 0"),
         (["--lr", "fast"], "--lr: expected a float. Got value: fast"),
         (["--epochs", "1"], "stages is 2, expected at most epochs, which is 1"),
         (["--method", "unimodal"], "no modality given, expected one of fourier, zernike, morphological"),

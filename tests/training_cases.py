@@ -41,6 +41,23 @@ def waves(modalities=("left", "right"), samples: int = 40, classes: int = 3, see
     return from_tensors(part(samples), part(samples // 2), part(samples // 2), name="waves")
 
 
+def vectors(
+    modalities=("left", "right"), samples: int = 32, classes: int = 3, seed: int = 0, dtype=torch.float32, apart=0.4
+) -> MultimodalData:
+    """Vectors of 12 numbers, of which the class moves one by ``apart``: for encoders without batch norm."""
+    rng = np.random.default_rng(seed)
+
+    def part(count: int):
+        labels = np.arange(count) % classes
+        x = {name: rng.normal(size=(count, 12)) + apart * np.eye(classes, 12)[labels] for name in modalities}
+        return {name: values.astype(np.float32) for name, values in x.items()}, labels
+
+    data = from_tensors(part(samples), part(samples), part(samples), name="vectors")
+    for dataset in data.parts.values():
+        dataset.inputs = {name: values.to(dtype) for name, values in dataset.inputs.items()}
+    return data
+
+
 def rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open() as file:
         return list(csv.DictReader(file))

@@ -12,8 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from igm_fast.data.problems import Problem
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from igm_fast.data.lazy import LazyDataset
+
+PartDataset: TypeAlias = "MultimodalDataset | LazyDataset"
+"""One part of a data set: in memory, or read from files when asked."""
 
 Kind = Literal["sequence", "image", "tokens", "vector"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -35,6 +42,7 @@ class ModalitySpec:
             (int64, 0 is padding) or ``"vector"`` ``[D]``.
         shape: shape of one sample.
         vocabulary: number of token ids, padding counted; for ``"tokens"`` only.
+        encoder: the encoder that the data set proposes, by its name in ``igm_fast.models.ENCODERS``.
 
     Raises:
         ValueError: the parts do not fit together.
@@ -44,6 +52,7 @@ class ModalitySpec:
     kind: Kind
     shape: tuple[int, ...]
     vocabulary: int | None = None
+    encoder: str = "small"
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", self.name):
@@ -97,7 +106,7 @@ class MultimodalDataset(Dataset[tuple[dict[str, Tensor], int]]):
     """
 
     def __init__(self, inputs: Mapping[str, Samples], labels: Tensor | NDArray[Any] | Sequence[int]) -> None:
-        self.labels = _checked_labels(labels)
+        self.labels = checked_labels(labels)
         if not inputs:
             raise ValueError("MultimodalDataset: inputs name no modality; give at least one, as {name: tensor}")
         self.inputs = {name: _checked_samples(name, samples) for name, samples in inputs.items()}
@@ -124,6 +133,14 @@ class MultimodalDataset(Dataset[tuple[dict[str, Tensor], int]]):
         rows = torch.as_tensor(indices, dtype=torch.int64)
         return {name: samples[rows] for name, samples in self.inputs.items()}, self.labels[rows]
 
+    def check_against_spec(self, spec: ModalitySpec, where: str) -> None:
+        """Compare all samples of a modality with what is announced.
+
+        Raises:
+            ValueError: shape, dtype or token ids differ from the specification.
+        """
+        check_against_spec(self.inputs[spec.name], spec, where)
+
     @staticmethod
     def collate(batch: tuple[dict[str, Tensor], Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Return the batch as it is: :meth:`__getitems__` has already stacked it. For ``DataLoader(collate_fn=…)``."""
@@ -135,7 +152,9 @@ class MultimodalData:
     """A data set ready for training: modalities, class names and three parts.
 
     ``fingerprint`` is a sha256 over all values before standardisation and their division into parts: equal
-    fingerprints mean equal data and equal split. ``seed`` is the seed the split was drawn with.
+    fingerprints mean equal data and equal split. For data on disk it is taken over what the lists name (relative path,
+    size, label, part) and the readers' parameters, without reading the files. ``seed`` is the seed the split was drawn
+    with. ``skipped`` lists what was left out because it is broken, ``remarks`` what is in but should be known.
 
     Raises:
         ValueError: the parts disagree with the modalities or the classes, or the training part has one class only.
@@ -144,12 +163,14 @@ class MultimodalData:
     name: str
     modalities: tuple[ModalitySpec, ...]
     classes: tuple[str, ...]
-    train: MultimodalDataset
-    validation: MultimodalDataset
-    test: MultimodalDataset
+    train: PartDataset
+    validation: PartDataset
+    test: PartDataset
     fingerprint: str
     description: str
     seed: int
+    skipped: tuple[Problem, ...] = ()
+    remarks: tuple[Problem, ...] = ()
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in self.modalities]
@@ -160,7 +181,7 @@ class MultimodalData:
                     "order; give every part the same modalities"
                 )
             for spec in self.modalities:
-                _check_against_spec(dataset.inputs[spec.name], spec, f"{self.name}, {part} part")
+                dataset.check_against_spec(spec, f"{self.name}, {part} part")
             highest = int(dataset.labels.max())
             if highest >= len(self.classes):
                 raise ValueError(
@@ -175,7 +196,7 @@ class MultimodalData:
             )
 
     @property
-    def parts(self) -> dict[str, MultimodalDataset]:
+    def parts(self) -> dict[str, PartDataset]:
         """The three parts by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
@@ -185,7 +206,13 @@ class MultimodalData:
         return len(self.classes)
 
 
-def _checked_labels(labels: Tensor | NDArray[Any] | Sequence[int]) -> Tensor:
+def checked_labels(labels: Tensor | NDArray[Any] | Sequence[int]) -> Tensor:
+    """Return N class numbers as int64 ``[N]``.
+
+    Raises:
+        ValueError: no sample, not one number each, or a negative one.
+        TypeError: no integers.
+    """
     tensor = torch.as_tensor(labels)
     if tensor.ndim != 1:
         raise ValueError(f"labels have shape {tuple(tensor.shape)}, expected [N], one class number per sample")
@@ -236,7 +263,12 @@ def _stack(name: str, samples: Sequence[Tensor | None]) -> Tensor:
     return torch.stack(present) if present else torch.empty(0)
 
 
-def _check_against_spec(samples: Tensor, spec: ModalitySpec, where: str) -> None:
+def check_against_spec(samples: Tensor, spec: ModalitySpec, where: str) -> None:
+    """Compare samples ``[N, ...]`` of one modality with what is announced.
+
+    Raises:
+        ValueError: shape, dtype or token ids differ from the specification.
+    """
     if tuple(samples.shape[1:]) != spec.shape:
         raise ValueError(
             f"{where}: modality {spec.name!r} has samples of shape {tuple(samples.shape[1:])}, expected {spec.shape}; "

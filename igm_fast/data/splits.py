@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,3 +65,38 @@ def split_indices(labels: NDArray[Any], seed: int, groups: NDArray[Any] | None =
                 "for 60 % / 15 % / 25 %; give more samples or groups, or make the parts yourself"
             )
     return split
+
+
+def hash_split(
+    ids: Sequence[str], labels: Sequence[int], share: float = 0.1, groups: Sequence[str] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Cut a validation part out of a training list by a fixed hash (sha256) of the ids, the same for every seed.
+
+    Without groups the cut is stratified: each class with two samples or more gives up ``share`` of them, rounded, and
+    at least one. With groups whole ones move, in the order of their hash, until ``share`` of the samples has.
+
+    Args:
+        ids: ``[N]`` name of each sample.
+        labels: ``[N]`` class numbers.
+        share: of the samples for validation.
+        groups: ``[N]`` what must not be divided, such as a subject.
+
+    Returns:
+        Ascending rows of the training and of the validation part.
+    """
+    chosen = np.zeros(len(ids), bool)
+    if groups is not None:
+        for group in sorted(set(groups), key=_hash)[:-1]:  # the last one stays: training is never empty
+            if chosen.sum() >= share * len(ids):
+                break
+            chosen |= np.asarray([other == group for other in groups])
+        return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+    for label in sorted(set(labels)):
+        rows = sorted((row for row in range(len(ids)) if labels[row] == label), key=lambda row: (_hash(ids[row]), row))
+        if len(rows) > 1:
+            chosen[rows[: max(1, round(share * len(rows)))]] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()

@@ -90,12 +90,17 @@ def from_tensors(
         name=name,
         modalities=specs,
         classes=tuple(classes) if classes is not None else tuple(map(str, range(count))),
-        **parts,
+        train=parts["train"],
+        validation=parts["validation"],
+        test=parts["test"],
         fingerprint=_fingerprint(parts),
         description=description,
         seed=seed,
     )
-    return _standardized(data) if standardize else data
+    if not standardize:
+        return data
+    scaled = _standardized(parts, specs)
+    return replace(data, train=scaled["train"], validation=scaled["validation"], test=scaled["test"])
 
 
 def _dataset(
@@ -124,15 +129,16 @@ def _spec(
     return ModalitySpec(name, kind, shape, vocabulary)
 
 
-def _standardized(data: MultimodalData) -> MultimodalData:
-    inputs = {part: dict(dataset.inputs) for part, dataset in data.parts.items()}
-    for spec in data.modalities:
+def _standardized(
+    parts: Mapping[str, MultimodalDataset], specs: Sequence[ModalitySpec]
+) -> dict[str, MultimodalDataset]:
+    inputs = {part: dict(dataset.inputs) for part, dataset in parts.items()}
+    for spec in specs:
         if spec.kind != "tokens":
-            mean, scale = _channel_statistics(data.train.inputs[spec.name], spec)
+            mean, scale = _channel_statistics(parts["train"].inputs[spec.name], spec)
             for samples in inputs.values():
                 samples[spec.name] = (samples[spec.name] - mean) / scale
-    train, validation, test = (MultimodalDataset(inputs[part], data.parts[part].labels) for part in inputs)
-    return replace(data, train=train, validation=validation, test=test)
+    return {part: MultimodalDataset(inputs[part], dataset.labels) for part, dataset in parts.items()}
 
 
 def _channel_statistics(samples: Tensor, spec: ModalitySpec) -> tuple[Tensor, Tensor]:

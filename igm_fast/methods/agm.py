@@ -120,7 +120,8 @@ class Agm(Joint):
         if self.fusion == "concat":
             return [model.joint_head]
         heads = [model.branch(name).head for name in stage.modalities]
-        return [head for head in heads if head is not None]
+        parts = (part for head in heads if head is not None for part in head.modules())
+        return [part for part in parts if isinstance(part, torch.nn.Linear)]
 
 
 def _relative(surprise: Tensor) -> Tensor:

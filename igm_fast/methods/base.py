@@ -82,6 +82,7 @@ class Context:
     measure: Callable[[str], AbstractContextManager[None]]  # books the time inside on a phase
     batches: Callable[[Selection], Iterator[Batch]]  # this device's share of training batches, as in an epoch
     twin: Callable[[MultimodalModel], Context]  # the same for a copy of the model, with a fresh optimizer
+    seed: int = 0  # of the run: what is drawn from it and the place in the run alone needs no state to resume
 
 
 class Method(ABC):

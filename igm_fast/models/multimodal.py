@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Literal, cast, get_args
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from igm_fast.data.dataset import ModalitySpec
-from igm_fast.models.small import build_encoder, check_input
+from igm_fast.models.encoders import build_encoder, check_input
 from igm_fast.names import nearest
 
 Head = Literal["separate", "sum", "joint", "both", "shared", "boosted"]
@@ -18,12 +19,12 @@ HEADS: tuple[Head, ...] = get_args(Head)
 
 
 class Branch(nn.Module):
-    """Encoder and, with ``head="separate"``, ``"sum"`` or ``"both"``, linear head of one modality.
+    """Encoder and, with ``head="separate"``, ``"sum"`` or ``"both"``, head of one modality.
 
     ``forward`` gives logits ``[B, classes]``, or the features ``[B, width]`` where ``head`` is None.
     """
 
-    def __init__(self, encoder: nn.Module, head: nn.Linear | None) -> None:
+    def __init__(self, encoder: nn.Module, head: nn.Module | None) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
@@ -34,13 +35,30 @@ class Branch(nn.Module):
 
     def classify(self, features: Tensor) -> Tensor:
         """Return the head's logits for features ``[B, width]``, or the features without a head."""
-        return features if self.head is None else self.head(features)
+        logits: Tensor = features if self.head is None else self.head(features)
+        return logits
+
+
+def build_head(width: int, num_classes: int, widths: Sequence[int] = ()) -> nn.Module:
+    """Return the head of one modality, ``[B, width]`` → ``[B, num_classes]``.
+
+    Args:
+        width: of the features.
+        num_classes: logits.
+        widths: of linear layers before the last. A ReLU follows the first of them only: the head of the authors' code
+            of IGM has the widths 256 and 64.
+    """
+    if not widths:
+        return nn.Linear(width, num_classes)
+    sizes = [width, *widths, num_classes]
+    first, *rest = (nn.Linear(before, after) for before, after in pairwise(sizes))
+    return nn.Sequential(first, nn.ReLU(), *rest)
 
 
 class MultimodalModel(nn.Module):
     """Encoders and heads for any number of modalities.
 
-    Heads: ``"separate"``: each branch ends in its own linear head (late fusion, IGM); ``"sum"``: so too, and the joint
+    Heads: ``"separate"``: each branch ends in its own head (late fusion, IGM); ``"sum"``: so too, and the joint
     logits are the sum of their logits (additive fusion); ``"joint"``: one ``joint_head``
     reads all features side by side (concatenation); ``"both"``: own heads and a joint head (MMPareto); ``"shared"``:
     one ``shared_head`` reads the features of every modality (MLA); ``"boosted"``: a shared head, and the modalities'
@@ -52,6 +70,7 @@ class MultimodalModel(nn.Module):
         head: see above.
         width: features per modality.
         encoder: makes the encoder of a modality, ``encoder(spec, width)``.
+        head_widths: layers of a modality's own head before the last, see :func:`build_head`; other heads are linear.
 
     Raises:
         ValueError: no or equal modalities, fewer than two classes, an unknown head.
@@ -65,6 +84,7 @@ class MultimodalModel(nn.Module):
         width: int = 64,
         *,
         encoder: Callable[[ModalitySpec, int], nn.Module] = build_encoder,
+        head_widths: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if head not in HEADS:
@@ -77,14 +97,11 @@ class MultimodalModel(nn.Module):
         self.head = head
         self.num_classes = num_classes
         self.width = width
-        self.branches = nn.ModuleDict(
-            {
-                name: Branch(
-                    encoder(spec, width), nn.Linear(width, num_classes) if head in ("separate", "sum", "both") else None
-                )
-                for name, spec in self.specs.items()
-            }
-        )
+        self.branches = nn.ModuleDict()
+        for name, spec in self.specs.items():
+            network = encoder(spec, width)
+            own = build_head(width, num_classes, head_widths) if head in ("separate", "sum", "both") else None
+            self.branches[name] = Branch(network, own)
         if head in ("joint", "both"):
             self.joint_head = nn.Linear(width * len(specs), num_classes)
         elif head in ("shared", "boosted"):

@@ -1,15 +1,22 @@
-"""ResNet-18 (He et al. 2016) for spectrograms, optical flow, depth and frames; layer names as in torchvision."""
+"""ResNet-18 and ResNet-50 (He et al. 2016) for spectrograms, flow, depth and frames; layer names as in torchvision."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from igm_fast.data.dataset import ModalitySpec
+from igm_fast.models.frames import mean_over_frames
+
+CLASSES_OF_IMAGENET = 1000
 
 
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions beside an identity, or a 1×1 convolution where the shape changes."""
+
+    expansion = 1
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -17,11 +24,7 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.downsample: nn.Module | None = None
-        if stride != 1 or in_channels != channels:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
-            )
+        self.downsample = _shortcut(in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[B, channels, H/stride, W/stride]``."""
@@ -30,11 +33,70 @@ class BasicBlock(nn.Module):
         return functional.relu(self.bn2(self.conv2(x)) + identity)
 
 
-class ResNet18(nn.Module):
+class Bottleneck(nn.Module):
+    """1×1, 3×3 and 1×1 convolution to four times the channels; the 3×3 one has the stride, as in torchvision."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        wide = channels * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, wide, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(wide)
+        self.downsample = _shortcut(in_channels, wide, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[B, 4·channels, H/stride, W/stride]``."""
+        identity = x if self.downsample is None else self.downsample(x)
+        x = functional.relu(self.bn1(self.conv1(x)))
+        x = functional.relu(self.bn2(self.conv2(x)))
+        return functional.relu(self.bn3(self.conv3(x)) + identity)
+
+
+class ResNet(nn.Module):
+    """The stem, four layers of residual blocks, and the mean over positions.
+
+    Frames go through the network one by one; their features are averaged.
+
+    Args:
+        block: what the layers are made of.
+        depths: blocks of each layer.
+        channels: of the input.
+        base: channels of the stem and of the first layer's blocks; each layer has twice those of the one before.
+    """
+
+    def __init__(self, block: type[BasicBlock | Bottleneck], depths: Sequence[int], channels: int, base: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, base, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(base)
+        wide = base * block.expansion
+        self.layer1 = _layer(block, depths[0], base, base, 1)
+        self.layer2 = _layer(block, depths[1], wide, 2 * base, 2)
+        self.layer3 = _layer(block, depths[2], 2 * wide, 4 * base, 2)
+        self.layer4 = _layer(block, depths[3], 4 * wide, 8 * base, 2)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features of ``[B, C, H, W]`` or frames ``[B, T, C, H, W]``."""
+        return mean_over_frames(self._picture_features, x)
+
+    def _picture_features(self, x: Tensor) -> Tensor:
+        x = functional.max_pool2d(functional.relu(self.bn1(self.conv1(x))), 3, stride=2, padding=1)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return x.mean(dim=(2, 3))
+
+
+class ResNet18(ResNet):
     """ResNet-18 without its classifier: ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` → ``[B, width]``.
 
-    Frames go through the network one by one; their features are averaged. With three channels and width 512 the
-    parameters are those of ``torchvision.models.resnet18`` without ``fc``, under the same names.
+    With three channels and width 512 the parameters are those of ``torchvision.models.resnet18`` without ``fc``, under
+    the same names.
 
     Args:
         channels: 1 (spectrogram, depth), 2 (optical flow), 3 (RGB) or any other number.
@@ -45,35 +107,33 @@ class ResNet18(nn.Module):
     """
 
     def __init__(self, channels: int = 3, width: int = 512) -> None:
-        super().__init__()
         if width < 8 or width % 8:
             raise ValueError(
                 f"width is {width}, expected a positive multiple of 8: the first block has width/8 channels"
             )
-        base = width // 8
-        self.conv1 = nn.Conv2d(channels, base, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(base)
-        self.layer1 = nn.Sequential(BasicBlock(base, base, 1), BasicBlock(base, base, 1))
-        self.layer2 = nn.Sequential(BasicBlock(base, 2 * base, 2), BasicBlock(2 * base, 2 * base, 1))
-        self.layer3 = nn.Sequential(BasicBlock(2 * base, 4 * base, 2), BasicBlock(4 * base, 4 * base, 1))
-        self.layer4 = nn.Sequential(BasicBlock(4 * base, width, 2), BasicBlock(width, width, 1))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        super().__init__(BasicBlock, (2, 2, 2, 2), channels, width // 8)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the features."""
-        if x.ndim == 5:
-            features = self._frame_features(x.flatten(0, 1))
-            return features.reshape(x.shape[0], x.shape[1], features.shape[1]).mean(dim=1)
-        if x.ndim != 4:
-            raise ValueError(f"input has shape {tuple(x.shape)}, expected [B, C, H, W] or frames [B, T, C, H, W]")
-        return self._frame_features(x)
 
-    def _frame_features(self, x: Tensor) -> Tensor:
-        x = functional.max_pool2d(functional.relu(self.bn1(self.conv1(x))), 3, stride=2, padding=1)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return x.mean(dim=(2, 3))
+class ResNet50(ResNet):
+    """ResNet-50 with its classifier ``fc``: pictures or frames, as for :class:`ResNet18`, → ``[B, width]``.
+
+    The features are the 1000 logits for ImageNet's classes, as in the authors' code of IGM. With three channels and
+    width 1000 the parameters are those of ``torchvision.models.resnet50`` under the same names; another width is
+    reached by a linear layer ``projection`` behind ``fc``.
+
+    Args:
+        channels: of the input.
+        width: features.
+    """
+
+    def __init__(self, channels: int = 3, width: int = CLASSES_OF_IMAGENET) -> None:
+        super().__init__(Bottleneck, (3, 4, 6, 3), channels, 64)
+        self.fc = nn.Linear(2048, CLASSES_OF_IMAGENET)
+        self.projection = nn.Identity() if width == CLASSES_OF_IMAGENET else nn.Linear(CLASSES_OF_IMAGENET, width)
+
+    def _picture_features(self, x: Tensor) -> Tensor:
+        features: Tensor = self.projection(self.fc(super()._picture_features(x)))
+        return features
 
 
 def build_resnet18(spec: ModalitySpec, width: int = 512) -> ResNet18:
@@ -87,3 +147,16 @@ def build_resnet18(spec: ModalitySpec, width: int = 512) -> ResNet18:
             f"modality {spec.name!r} is of kind {spec.kind!r}; ResNet-18 expects 'image'. Use build_encoder for it"
         )
     return ResNet18(spec.channels, width)
+
+
+def _layer(
+    block: type[BasicBlock | Bottleneck], depth: int, in_channels: int, channels: int, stride: int
+) -> nn.Sequential:
+    first = block(in_channels, channels, stride)
+    return nn.Sequential(first, *(block(channels * block.expansion, channels, 1) for _ in range(depth - 1)))
+
+
+def _shortcut(in_channels: int, channels: int, stride: int) -> nn.Module | None:
+    if stride == 1 and in_channels == channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels))

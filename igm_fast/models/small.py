@@ -6,11 +6,11 @@ projectors found on one modality fit another by name.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from igm_fast.data.dataset import ModalitySpec
+from igm_fast.models.frames import mean_over_frames
 
 CHANNELS = 32  # after the first convolution; later layers have `width`
 
@@ -36,7 +36,10 @@ class SequenceEncoder(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """``[B, C, H, W]`` → ``[B, width]``: three Conv2d (3×3, stride 2) with batch norm, mean over positions."""
+    """``[B, C, H, W]`` → ``[B, width]``: three Conv2d (3×3, stride 2) with batch norm, mean over positions.
+
+    Frames ``[B, T, C, H, W]`` go through one by one; their features are averaged.
+    """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -49,6 +52,9 @@ class ImageEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features."""
+        return mean_over_frames(self._picture_features, x)
+
+    def _picture_features(self, x: Tensor) -> Tensor:
         x = functional.relu(self.bn1(self.conv1(x)))
         x = functional.relu(self.bn2(self.conv2(x)))
         x = functional.relu(self.bn3(self.conv3(x)))
@@ -82,49 +88,18 @@ class VectorEncoder(nn.Module):
         return functional.relu(self.fc2(functional.relu(self.fc1(x))))
 
 
-def build_encoder(spec: ModalitySpec, width: int = 64) -> nn.Module:
+def build_small(spec: ModalitySpec, width: int = 64) -> nn.Module:
     """Return the small encoder for a modality, with features ``[B, width]``; its weights follow ``torch.manual_seed``.
 
     Raises:
-        ValueError: a width below 1, or several frames per sample.
+        ValueError: a width below 1.
     """
     if width < 1:
         raise ValueError(f"width is {width}, expected at least 1")
     if spec.kind == "sequence":
         return SequenceEncoder(spec.channels, width)
     if spec.kind == "image":
-        if len(spec.shape) != 3:
-            raise ValueError(
-                f"modality {spec.name!r} has samples of shape {spec.shape}; the small image encoder expects one frame "
-                "[C, H, W]. Use igm_fast.models.build_resnet18, which averages over frames"
-            )
         return ImageEncoder(spec.channels, width)
     if spec.kind == "tokens":
         return TokensEncoder(spec.vocabulary or 1, width)
     return VectorEncoder(spec.channels, width)
-
-
-def check_input(x: Tensor, spec: ModalitySpec) -> None:
-    """Raise a ValueError unless ``x`` is a batch of this modality; lengths, picture sizes and frames may differ.
-
-    Raises:
-        ValueError: wrong number of dimensions, channels or dtype.
-    """
-    expected: list[int | str] = ["B", *spec.shape]
-    if spec.kind in ("sequence", "tokens"):
-        expected[-1] = "T" if spec.kind == "sequence" else "L"
-    elif spec.kind == "image":
-        expected[-2:] = ["H", "W"]
-        if len(spec.shape) == 4:
-            expected[1] = "T"
-    shape = tuple(x.shape)
-    if len(shape) != len(expected) or any(n != e for n, e in zip(shape, expected, strict=True) if isinstance(e, int)):
-        raise ValueError(
-            f"input {spec.name!r} has shape {shape}, expected [{', '.join(map(str, expected))}]; give a batch of "
-            f"{spec.kind} samples"
-        )
-    if spec.kind == "tokens":
-        if x.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"input {spec.name!r} has dtype {x.dtype}, expected int64 token ids; convert with .long()")
-    elif not x.is_floating_point():
-        raise ValueError(f"input {spec.name!r} has dtype {x.dtype}, expected floating point; convert with .float()")

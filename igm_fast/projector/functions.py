@@ -47,6 +47,32 @@ class FlatExponential:
 
 
 @dataclass(frozen=True)
+class Exponential:
+    """f(λ) = exp(−τλ): of a matrix that is scaled already, such as a mean of several (C − λmin I)/(λmax − λmin).
+
+    The Lipschitz constant is τ, as for :class:`FlatExponential`; λmin and λmax are not in it.
+    """
+
+    tau: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tau < math.inf:
+            raise ValueError(f"tau={self.tau}, expected a number > 0. For T = I use no projector")
+
+    def values(self, eigenvalues: Tensor, smallest: Tensor, largest: Tensor) -> Tensor:  # noqa: ARG002
+        """Return f(λ)."""
+        return torch.exp(-self.tau * eigenvalues.clamp(min=0.0))
+
+    def lipschitz(self, smallest: Tensor, largest: Tensor) -> Tensor:  # noqa: ARG002
+        """Return L: ‖f(A) − f(B)‖₂ ≤ L‖A − B‖₂ for A, B ⪰ 0."""
+        return torch.full_like(largest, self.tau)
+
+    def shift(self, smallest: Tensor, largest: Tensor, moved: Tensor) -> Tensor:  # noqa: ARG002
+        """Return 0: f does not depend on the ends of the spectrum."""
+        return torch.zeros_like(largest)
+
+
+@dataclass(frozen=True)
 class RidgeComplement:
     """f(λ) = α/(α + λ), the P = (I + C/α)⁻¹ of OWM (Zeng et al. 2019) and MLA (Zhang et al., CVPR 2024).
 
@@ -89,11 +115,12 @@ class EnergyThreshold:
             raise ValueError(f"share={self.share}, expected a number in (0, 1]. GPM uses 0.95 to 0.99")
 
 
-SmoothFunction: TypeAlias = FlatExponential | RidgeComplement
+SmoothFunction: TypeAlias = FlatExponential | Exponential | RidgeComplement
 SpectralFunction: TypeAlias = SmoothFunction | EnergyThreshold
 
 _FUNCTIONS: dict[str, type[SpectralFunction]] = {
     "flat_exponential": FlatExponential,
+    "exponential": Exponential,
     "ridge_complement": RidgeComplement,
     "energy_threshold": EnergyThreshold,
 }

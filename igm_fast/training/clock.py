@@ -56,7 +56,7 @@ class Clock:
 
     @property
     def processor(self) -> float:
-        """Seconds of processor time, all threads of this process together: what other work on the machine leaves alone."""
+        """Seconds of processor time of all threads of this process: what other work on the machine leaves alone."""
         return self._earlier_processor + time.process_time() - self._processor_began
 
     @property

@@ -1,4 +1,4 @@
-"""The command line of training: preset of the data set < ``--config`` file < flags, all the same flat keys."""
+"""The command line of training: presets of data set and protocol < ``--config`` file < flags, the same flat keys."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from igm_fast.names import nearest
 from igm_fast.training.config import (
     TrainConfig,
     config_keys,
+    epochs_of_stages,
     flat,
     from_flat,
     method_class,
@@ -32,10 +33,24 @@ examples:
   python -m igm_fast.train                                        IGM on the data set watch, under a minute
   python -m igm_fast.train --method late --rho 0.05 --data emoji --seed 1 --out runs/late
   python -m igm_fast.train --config my.yaml --lr 0.01             keys of my.yaml, except lr
+  python -m igm_fast.train --data crema-d --data_root DIR --print_config
+  python -m igm_fast.train --protocol official --mixup none       the authors' settings, except mixup
 
 exit codes: 0 trained, 1 training failed, 2 wrong usage, 130 stopped. A stopped or failed run goes on with --resume.
 """
 COMMAND_FLAGS = ("config", "print_config", "help")
+HELP_GROUPS = {  # keys of every run
+    "what to train": ("method", "data", "protocol", "seed", "out"),
+    "data": ("data_root", "skip_bad", "use_target", "validation_by", "cache", "workers"),
+    "model": ("width", "encoders", "pretrained", "head_widths"),
+    "optimization": (
+        *("epochs", "stages", "stage_epochs", "batch_size", "lr", "schedule", "optimizer", "momentum", "betas"),
+        "weight_decay",
+    ),
+    "selection of weights": ("selection", "select_by", "stage_start", "keep_stages"),
+    "machine": ("accelerator", "devices", "strategy", "precision", "threads"),
+    "the command itself": ("resume", "overwrite", "quiet"),
+}
 
 
 class UsageError(ValueError):
@@ -73,7 +88,10 @@ def parse(argv: Sequence[str]) -> Command:
     cls = method_class(method)
     _check_keys(cls, given)
     # A preset speaks for all methods: what this one has no use for does not concern it.
-    defaults = {key: value for key, value in preset(data).items() if key in [*config_keys(), *option_keys(cls)]}
+    known = preset(data, str(given.get("protocol", TrainConfig.protocol)))
+    if "epochs" in given:
+        known.pop("stage_epochs", None)  # another division of epochs that are not asked for
+    defaults = {key: value for key, value in known.items() if key in [*config_keys(), *option_keys(cls)]}
     parser = build_parser(cls, {**defaults, "method": method, "data": data})
     if "help" in flags:
         raise HelpAsked(parser.format_help())
@@ -82,6 +100,8 @@ def parse(argv: Sequence[str]) -> Command:
     except argparse.ArgumentError as error:
         raise UsageError(_plain(str(error))) from error
     settings = {key: parsed[key] for key in [*config_keys(), *option_keys(cls)]}
+    if settings["stage_epochs"] and "epochs" not in given:
+        settings["epochs"] = epochs_of_stages(settings["stage_epochs"], settings["stages"])
     config, made = from_flat(settings)
     if config.out is None:
         modality = f"-{settings['modality']}" if settings.get("modality") else ""
@@ -105,20 +125,23 @@ def build_parser(cls: type[Method], defaults: Mapping[str, Any]) -> jsonargparse
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with the keys below; flags win over it")
     parser.add_argument("--print_config", action="store_true", help="print all settings as YAML and stop")
-    _add_options(parser, TrainConfig, "every run", defaults)
-    _add_options(parser, cls, f"method {cls.name}", defaults)
+    for title, names in HELP_GROUPS.items():
+        _add_options(parser, TrainConfig, names, title, defaults)
+    _add_options(parser, cls, option_keys(cls), f"method {cls.name}", defaults)
     return parser
 
 
-def _add_options(parser: jsonargparse.ArgumentParser, owner: type, title: str, defaults: Mapping[str, Any]) -> None:
-    """Add the arguments of a constructor; their meaning is read from its docstring."""
+def _add_options(
+    parser: jsonargparse.ArgumentParser, owner: type, names: Sequence[str], title: str, defaults: Mapping[str, Any]
+) -> None:
+    """Add arguments of a constructor; their meaning is read from its docstring."""
     group = parser.add_argument_group(title)
     meanings = {parameter.arg_name: parameter.description for parameter in _documentation(owner).params}
-    hints = get_type_hints(owner)
-    for name, parameter in inspect.signature(owner).parameters.items():
-        hint, default = hints[name], defaults.get(name, parameter.default)
+    hints, parameters = get_type_hints(owner), inspect.signature(owner).parameters
+    for name in names:
+        hint, default = hints[name], defaults.get(name, parameters[name].default)
         words = "{" + ",".join(get_args(hint)) + "}" if get_origin(hint) is Literal else name.upper()
-        shown = "" if default is None or hint is bool else f" (default: {default})"
+        shown = "" if default in (None, "") or hint is bool else f" (default: {default})"
         group.add_argument(
             f"--{name}",
             type=hint,

@@ -66,3 +66,10 @@ def broadcast_buffers(fabric: Fabric, module: nn.Module) -> None:
     if fabric.world_size > 1:
         for buffer in module.buffers():
             torch.distributed.broadcast(buffer, 0)
+
+
+def broadcast_state(fabric: Fabric, module: nn.Module) -> None:
+    """Give every process the first one's weights and buffers."""
+    if fabric.world_size > 1:
+        for tensor in module.state_dict().values():
+            torch.distributed.broadcast(tensor, 0)

@@ -15,7 +15,7 @@ from torchmetrics.functional.classification import (
 )
 
 from igm_fast.batch_statistics import evaluation_flags
-from igm_fast.data import MultimodalDataset
+from igm_fast.data import PartDataset
 from igm_fast.methods.base import Method
 from igm_fast.models import MultimodalModel
 from igm_fast.training.batches import Share, ordered_batches
@@ -32,12 +32,12 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def predict(
-    model: MultimodalModel, method: Method, dataset: MultimodalDataset, device: torch.device
+    model: MultimodalModel, method: Method, dataset: PartDataset, device: torch.device, workers: int = 0
 ) -> dict[str, Tensor]:
     """Return probabilities ``[N, classes]`` (float32, CPU) of each modality, and ``fused`` where there are several."""
     parts: dict[str, list[Tensor]] = {}
     with evaluation_mode(model):
-        for batch in ordered_batches(dataset, EVALUATION_BATCH, Share(0, 1, device)):
+        for batch in ordered_batches(dataset, EVALUATION_BATCH, Share(0, 1, device), workers=workers):
             logits = {name: value.float() for name, value in model(batch.inputs).items()}
             outputs = {name: logits[name].softmax(dim=1) for name in model.modalities}
             if len(model.modalities) > 1:

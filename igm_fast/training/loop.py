@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
-from igm_fast.data import ModalitySpec, MultimodalData
+from igm_fast.data import MultimodalData, PartDataset
 from igm_fast.methods.base import Batch, Context, Method, Selection, Stage
-from igm_fast.models import MultimodalModel, build_encoder
+from igm_fast.models import MultimodalModel
 from igm_fast.sam import SAM
 from igm_fast.training import batches, checkpoint, evaluation
+from igm_fast.training.building import build_model, build_optimizer, freeze_all_but, load_sources
 from igm_fast.training.clock import Clock
 from igm_fast.training.config import TrainConfig
-from igm_fast.training.devices import broadcast_buffers, mean_over_devices
+from igm_fast.training.devices import broadcast_buffers, broadcast_state, mean_over_devices
 from igm_fast.training.progress import TrainingProgress
 from igm_fast.training.run_folder import RunFolder
+from igm_fast.training.schedules import learning_rate, with_shares
+
+SELECTED_ON_TEST = (
+    "the weights were selected on the test set (--selection test): its scores say how well it was searched, not what "
+    "to expect of new data"
+)
 
 
 class TrainingError(RuntimeError):
@@ -38,65 +44,6 @@ class Position:
     rows: int = 0  # lines of metrics.csv
     best_epoch: int = -1  # a global epoch
     best_score: float = -math.inf
-
-
-def build_model(method: Method, data: MultimodalData, config: TrainConfig) -> MultimodalModel:
-    """Return the model that a method trains, with first weights that depend on the seed.
-
-    Each modality has a seed of its own: its first weights are the same in every method and beside any other modality,
-    so that methods compared on one seed start from the same point.
-
-    Raises:
-        ValueError: the method cannot use the data's modalities.
-    """
-    specs = {spec.name: spec for spec in data.modalities}
-    used = [specs[name] for name in method.modalities(list(specs))]
-
-    def seeded_encoder(spec: ModalitySpec, width: int) -> nn.Module:
-        torch.manual_seed(batches.derived_seed("weights", config.seed, spec.name))  # also for the branch's head
-        return build_encoder(spec, width)
-
-    model = MultimodalModel(used, data.num_classes, method.heads(), config.width, encoder=seeded_encoder)
-    torch.manual_seed(config.seed)
-    return model
-
-
-def build_optimizer(config: TrainConfig, method: Method, model: nn.Module, apart: Iterable[str] = ()) -> SAM:
-    """Return a fresh optimizer over the parameters that train now.
-
-    Args:
-        config: learning rate, rule and decay.
-        method: whose radius of SAM it has.
-        model: what trains.
-        apart: modalities whose parameters make a group of their own, with the modality's name under ``"modality"``.
-    """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = []
-    for name in apart:
-        assert isinstance(model, MultimodalModel)
-        own = set(model.branch(name).parameters())
-        groups.append({"params": [parameter for parameter in parameters if parameter in own], "modality": name})
-        parameters = [parameter for parameter in parameters if parameter not in own]
-    if parameters or not groups:
-        groups.append({"params": parameters})
-    return SAM(
-        groups,
-        base=config.optimizer,
-        lr=config.lr,
-        rho=method.rho,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum if config.optimizer == "sgd" else 0.0,
-        **method.sam_options(),
-    )
-
-
-def freeze_all_but(model: MultimodalModel, modalities: Sequence[str]) -> None:
-    """Let some branches train; the others keep every bit: no gradients, and batch norm in evaluation mode."""
-    model.train()
-    for name in model.modalities:
-        branch = model.branch(name)
-        branch.requires_grad_(name in modalities)
-        branch.train(name in modalities)
 
 
 class Trainer:
@@ -128,8 +75,11 @@ class Trainer:
         self.config, self.method, self.data = config, method, data
         self.fabric, self.run, self.progress = fabric, run, progress
         self.model = build_model(method, data, config)
+        if saved is None:
+            self._load_sources()
         self.network = fabric.setup_module(self.model)
-        self.schedule = method.schedule(self.model.modalities, config.epochs, config.stages)
+        shares = config.stage_shares([spec.name for spec in data.modalities])
+        self.schedule = with_shares(method.schedule(self.model.modalities, config.epochs, config.stages), shares)
         self.position, self.clock = Position(), Clock()
         self._share = batches.Share(fabric.global_rank, fabric.world_size, fabric.device)
         self._per_epoch = self._count_batches(len(data.train))  # an epoch may have others: Method.order
@@ -148,8 +98,12 @@ class Trainer:
             TrainingError: a loss is not finite.
         """
         self.progress.begin(self.schedule, self.position.global_epoch)
+        if self.config.selection == "test":
+            self.progress.say(f"warning: {SELECTED_ON_TEST}")
         for stage in self.schedule[self.position.stage :]:
             self.clock.enter_stage(stage.index, stage.trained)
+            if self.config.stage_start == "best" and stage.index > 0 and self.position.epoch == 0:
+                self._return_to_best()
             freeze_all_but(self.model, stage.modalities)
             context = self._context(stage)
             if self.position.epoch == 0:
@@ -166,11 +120,14 @@ class Trainer:
                 self._advance(stage, epoch)
                 scores: dict[str, dict[str, float]] = {}
                 if self.run is not None:
-                    scores = self._validate(stage, epoch, losses, rates)
-                    self._keep_if_best(stage, epoch, scores)
+                    measured = self._measure(stage, epoch, losses, rates)
+                    self._keep_if_best(stage, epoch, measured)
+                    scores = measured["validation"]
                 self.method.end_epoch(stage, epoch, self.fabric.broadcast(scores), context)
                 if self.run is not None:
                     self._save(context.optimizer)
+                    if self.config.keep_stages and epoch + 1 == stage.epochs:
+                        checkpoint.save(self.run.stage(stage.index), self._weights(stage, epoch, scores))
                     self.progress.epoch(stage, epoch, losses, scores)
         result = self._finish() if self.run is not None else {}
         self.fabric.barrier()
@@ -199,18 +156,33 @@ class Trainer:
             network=network,
             optimizer=build_optimizer(self.config, self.method, model, self.method.learning_rate_factors(stage)),
             backward=backward,
-            training_set=partial(batches.ordered_batches, self.data.train, evaluation.EVALUATION_BATCH, self._share),
+            training_set=partial(
+                batches.ordered_batches,
+                self.data.train,
+                evaluation.EVALUATION_BATCH,
+                self._share,
+                workers=self.config.workers,
+            ),
             samples=len(self.data.train),
             mean_over_devices=partial(mean_over_devices, self.fabric),
             unsynchronized=partial(self.fabric.no_backward_sync, network, enabled=several),  # type: ignore[arg-type]
             measure=self.clock,
             batches=self._batches,
             twin=lambda copy: self._context(stage, copy, self.fabric.setup_module(copy)),
+            seed=self.config.seed,
         )
 
     def _batches(self, selection: Selection) -> Iterator[Batch]:
-        size, share = self.config.batch_size, self._share
-        return batches.training_batches(self.data.train, selection.rows, size, share, selection.kept)
+        stage = self.schedule[self.position.stage]
+        return batches.training_batches(
+            self.data.train,
+            selection.rows,
+            self.config.batch_size,
+            self._share,
+            selection.kept,
+            key=(self.config.seed, stage.round, stage.index, self.position.epoch),
+            workers=self.config.workers,
+        )
 
     def _prepare(self, stage: Stage, context: Context) -> None:
         previous = self.schedule[stage.index - 1] if stage.index > 0 else None
@@ -228,14 +200,15 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         stream = self._batches(selection)
         for self._batch, batch in enumerate(stream):
-            done = (epoch + self._batch / self._per_epoch) / stage.epochs
+            done = self._batch / self._per_epoch
+            rate = learning_rate(self.config.schedule, self.config.lr, epoch, done, stage.epochs)
             for group in context.optimizer.param_groups:
-                group["lr"] = cosine(self.config.lr, done) * factors.get(group.get("modality", ""), 1.0)
-            losses = self.method.step(stage, batch, self._batch / self._per_epoch, context)
+                group["lr"] = rate * factors.get(group.get("modality", ""), 1.0)
+            losses = self.method.step(stage, batch, done, context)
             for branch, loss in losses.items():
                 sums[branch] = sums.get(branch, 0.0) + loss
         means = {branch: mean_over_devices(self.fabric, total / self._per_epoch) for branch, total in sums.items()}
-        common = cosine(self.config.lr, epoch / stage.epochs)
+        common = learning_rate(self.config.schedule, self.config.lr, epoch, 0.0, stage.epochs)
         whole = stage.trained if len(stage.modalities) == 1 else "fused"
         rates = {whole: common} | {name: common * factor for name, factor in factors.items()}
         return {branch: float(mean) for branch, mean in means.items()}, rates
@@ -253,39 +226,81 @@ class Trainer:
         if self.position.epoch == stage.epochs:
             self.position.stage, self.position.epoch = stage.index + 1, 0
 
-    def _validate(
+    def _measure(
         self, stage: Stage, epoch: int, losses: Mapping[str, float], rates: Mapping[str, float]
-    ) -> dict[str, dict[str, float]]:
-        """Measure every branch on the validation split and write the epoch's rows."""
+    ) -> dict[str, dict[str, dict[str, float]]]:
+        """Measure every branch on the validation split, and on the one that selects; write the epoch's rows."""
         assert self.run is not None
-        labels = self.data.validation.labels
-        with self.clock("evaluation"):
-            outputs = evaluation.predict(self.model, self.method, self.data.validation, self.fabric.device)
-            scores = evaluation.all_scores(outputs, labels)
-            measured = {b: {"loss": evaluation.loss(p, labels), **scores[b]} for b, p in outputs.items()}
         place = (self.position.global_epoch - 1, stage.index, epoch, stage.trained)
         rows = [(*place, "train", branch, "loss", loss) for branch, loss in losses.items()]
         rows += [(*place, "train", branch, "lr", rate) for branch, rate in rates.items()]
-        for branch, values in measured.items():
-            rows += [(*place, "validation", branch, metric, value) for metric, value in values.items()]
+        measured: dict[str, dict[str, dict[str, float]]] = {}
+        for split in dict.fromkeys(("validation", self.config.selection)):
+            part = self.data.parts[split]
+            with self.clock("evaluation"):
+                outputs = self._predict(part)
+                scores = evaluation.all_scores(outputs, part.labels)
+                measured[split] = {
+                    branch: {"loss": evaluation.loss(probabilities, part.labels), **scores[branch]}
+                    for branch, probabilities in outputs.items()
+                }
+            for branch, values in measured[split].items():
+                rows += [(*place, split, branch, metric, value) for metric, value in values.items()]
         self.run.log(rows)
         self.position.rows += len(rows)
         return measured
 
-    def _keep_if_best(self, stage: Stage, epoch: int, measured: Mapping[str, Mapping[str, float]]) -> None:
+    def _predict(self, part: PartDataset) -> dict[str, Tensor]:
+        return evaluation.predict(self.model, self.method, part, self.fabric.device, self.config.workers)
+
+    def _keep_if_best(
+        self, stage: Stage, epoch: int, measured: Mapping[str, Mapping[str, Mapping[str, float]]]
+    ) -> None:
         """Keep the weights if they are the best so far."""
         assert self.run is not None
-        score = measured[self._headline]["accuracy"]
-        trained = {name for earlier in self.schedule[: stage.index + 1] for name in earlier.modalities}
-        # Before each modality had its turn, the fused prediction holds untrained branches. Ties: the later epoch.
-        if len(trained) < len(self.model.modalities) or score < self.position.best_score:
+        score = measured[self.config.selection][self._headline][self.config.select_by]
+        if not self._is_candidate(stage, score):
             return
         self.position.best_epoch, self.position.best_score = self.position.global_epoch - 1, score
-        scores = {b: {metric: values[metric] for metric in evaluation.METRICS} for b, values in measured.items()}
-        best = {"model": self.model.state_dict(), "validation": scores, "fingerprint": self.data.fingerprint}
-        place = {"stage": stage.index, "epoch": epoch, "global_epoch": self.position.best_epoch}
         with self.clock("checkpoint"):
-            checkpoint.save(self.run.best, {**best, **place})
+            if self.config.stage_start == "best":
+                # Killed before `last` is written, a run may be a stage behind its best weights, and begins from others.
+                checkpoint.keep_previous(self.run.best, self.run.best_before)
+            checkpoint.save(self.run.best, self._weights(stage, epoch, measured["validation"]))
+
+    def _is_candidate(self, stage: Stage, score: float) -> bool:
+        if self.config.stage_start == "best":  # as in the authors' code: every epoch, and ties go to the earlier one
+            return score > self.position.best_score
+        trained = {name for earlier in self.schedule[: stage.index + 1] for name in earlier.modalities}
+        # Before each modality had its turn, the fused prediction holds untrained branches. Ties: the later epoch.
+        return len(trained) == len(self.model.modalities) and score >= self.position.best_score
+
+    def _weights(self, stage: Stage, epoch: int, validation: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+        """Return the present weights and where they are from."""
+        scores = {b: {metric: values[metric] for metric in evaluation.METRICS} for b, values in validation.items()}
+        return {
+            "model": self.model.state_dict(),
+            "validation": scores,
+            "fingerprint": self.data.fingerprint,
+            "stage": stage.index,
+            "epoch": epoch,
+            "global_epoch": self.position.global_epoch - 1,
+        }
+
+    def _return_to_best(self) -> None:
+        """Begin a stage from the weights selected so far."""
+        if self.run is not None:
+            self.model.load_state_dict(self.run.load_best(self.position.best_epoch)["model"])
+        broadcast_state(self.fabric, self.model)
+
+    def _load_sources(self) -> None:
+        """Load pretrained encoders, and say what fitted."""
+        loaded = load_sources(self.model, self.config)
+        if self.run is None or not loaded:
+            return
+        for name, report in loaded.items():
+            self.progress.say(f"{name} from {report}")
+        self.run.write_json("pretrained.json", {name: asdict(report) for name, report in loaded.items()})
 
     def _save(self, optimizer: SAM) -> None:
         """Write the checkpoint to resume from."""
@@ -313,17 +328,11 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         """Evaluate the selected weights on test, once, and write the result."""
         assert self.run is not None
-        best = self.run.load_best()
-        if best["global_epoch"] != self.position.best_epoch:
-            raise checkpoint.CheckpointError(
-                f"{self.run.best} holds epoch {best['global_epoch']}, expected the selected epoch "
-                f"{self.position.best_epoch}. The folder was changed, or resumed where sums round differently; "
-                "train again with --overwrite"
-            )
+        best = self.run.load_best(self.position.best_epoch)
         self.model.load_state_dict(best["model"])
         labels = self.data.test.labels
         with self.clock("evaluation"):
-            outputs = evaluation.predict(self.model, self.method, self.data.test, self.fabric.device)
+            outputs = self._predict(self.data.test)
             scores = evaluation.all_scores(outputs, labels)
         place = (best["global_epoch"], best["stage"], best["epoch"], self.schedule[best["stage"]].trained)
         self.run.log([(*place, "test", b, metric, v) for b, values in scores.items() for metric, v in values.items()])
@@ -337,11 +346,14 @@ class Trainer:
             "modalities": self.model.modalities,
             "data_fingerprint": self.data.fingerprint,
             "selected_epoch": best["global_epoch"],
+            "selected_on": self.config.selection,
+            "selected_by": self.config.select_by,
             "validation": best["validation"],
             "test": scores,
             "num_test": len(labels),
             "num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "warnings": self.method.warnings(),
+            "warnings": self._warnings(),
+            "skipped": [str(problem) for problem in self.data.skipped],
             "seconds": self.clock.total,
             "processor_seconds": self.clock.processor,
             "peak_memory": self.clock.peak_memory,
@@ -350,7 +362,13 @@ class Trainer:
         self.run.close()
         return result
 
-
-def cosine(lr: float, done: float) -> float:
-    """Return the learning rate after a share of a stage: half a cosine from ``lr`` to 0."""
-    return lr * 0.5 * (1.0 + math.cos(math.pi * done))
+    def _warnings(self) -> list[str]:
+        """Return what the user must know about the result."""
+        skipped = len(self.data.skipped)
+        left_out = f"{skipped} broken samples were left out (--skip_bad); result.json lists them under skipped"
+        return [
+            *([SELECTED_ON_TEST] if self.config.selection == "test" else []),
+            *([left_out] if skipped else []),
+            *map(str, self.data.remarks),
+            *self.method.warnings(),
+        ]

@@ -42,6 +42,11 @@ class TrainingProgress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._bar.stop()
 
+    def say(self, text: str) -> None:
+        """Print a line, unless quiet."""
+        if not self._quiet:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def begin(self, stages: Sequence[Stage], done: int) -> None:
         """Say how long the run is, and how many of its epochs an earlier process has trained."""
         self._stages = len(stages)
@@ -53,10 +58,9 @@ class TrainingProgress:
         """Report a finished epoch."""
         place = f"stage {stage.index + 1}/{self._stages} {stage.trained}"
         self._bar.update(self._task, advance=1, description=f"{place}, {_accuracies(validation)}")
-        if epoch + 1 == stage.epochs and not self._quiet:
+        if epoch + 1 == stage.epochs:
             loss = ", ".join(f"{value:.3f}" for value in losses.values())
-            text = f"{place}: {stage.epochs} epochs, loss {loss}; validation accuracy {_accuracies(validation)}"
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self.say(f"{place}: {stage.epochs} epochs, loss {loss}; validation accuracy {_accuracies(validation)}")
 
 
 def _accuracies(scores: Mapping[str, Mapping[str, float]]) -> str:

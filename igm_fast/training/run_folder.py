@@ -27,7 +27,7 @@ from igm_fast.training.config import MAY_DIFFER_ON_RESUME, dump_yaml, read_yaml
 COLUMNS = ("global_epoch", "stage", "epoch", "trained", "split", "branch", "metric", "value")
 FILES = (
     *("config.yaml", "environment.json", "metrics.csv", "spectra.json", "timing.json"),
-    *("result.json", "predictions.npz", "evaluation.json", "report.html"),
+    *("pretrained.json", "result.json", "predictions.npz", "evaluation.json", "report.html"),
 )
 FOLDERS = ("checkpoints", "tensorboard", "figures")
 
@@ -40,6 +40,7 @@ class RunFolder:
         self.last = path / "checkpoints" / "last.safetensors"
         self.previous = path / "checkpoints" / "previous.safetensors"
         self.best = path / "checkpoints" / "best.safetensors"
+        self.best_before = path / "checkpoints" / "best-before.safetensors"
         self._tensorboard: SummaryWriter | None = None
 
     @property
@@ -137,14 +138,31 @@ class RunFolder:
         state: dict[str, Any] = checkpoint.load(self.last, way_out)
         return state
 
-    def load_best(self) -> dict[str, Any]:
+    def load_best(self, epoch: int | None = None) -> dict[str, Any]:
         """Return the selected weights and where they are from.
 
+        Args:
+            epoch: global epoch that they must be from; None: whichever was selected last.
+
         Raises:
-            CheckpointError: missing or damaged.
+            CheckpointError: missing, damaged, or from another epoch.
         """
-        state: dict[str, Any] = checkpoint.load(self.best, "Train the run again with --overwrite.")
-        return state
+        way_out = "Train the run again with --overwrite."
+        state: dict[str, Any] = checkpoint.load(self.best, way_out)
+        if epoch is None or state["global_epoch"] == epoch:
+            return state
+        if self.best_before.exists():
+            before: dict[str, Any] = checkpoint.load(self.best_before, way_out)
+            if before["global_epoch"] == epoch:
+                return before
+        raise checkpoint.CheckpointError(
+            f"{self.best} holds epoch {state['global_epoch']}, expected the selected epoch {epoch}. The folder was "
+            f"changed, or resumed where sums round differently. {way_out}"
+        )
+
+    def stage(self, index: int) -> Path:
+        """Return where the weights at the end of a stage are kept."""
+        return self.path / "checkpoints" / f"stage-{index}.safetensors"
 
     def close(self) -> None:
         """Close the TensorBoard file."""
