@@ -39,5 +39,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[media,text,parquet,flow,test,bench,lint]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,bench,lint]"
 	touch $@

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HelpAsked as answer:
         print(answer.args[0], end="")
         return TRAINED
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
         print(f"train: {error}", file=sys.stderr)
         return WRONG_USAGE
     return _train(command, data, fabric, run)

@@ -163,7 +163,9 @@ def draw(runs: Runs, words: Mapping[str, str], setting: str) -> Figure:
     """One line per row of the grid: mean ± std and a small dot per seed, modalities left, fused right."""
     shown = branches(runs)
     colours = figures.branch_colours(shown)
-    figure = Figure(figsize=(figures.WIDTH, 1.4 + 0.45 * len(runs)), layout="constrained")
+    figure = Figure(
+        figsize=(figures.WIDTH, 1.4 + (0.45 if len(runs) <= 12 else 0.25) * len(runs)), layout="constrained"
+    )
     left, right = figure.subplots(1, 2, sharey=True)
     modalities = [branch for branch in shown if branch != "fused"]
     offsets = np.linspace(-0.25, 0.25, len(modalities)) if len(modalities) > 1 else np.zeros(1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -49,12 +50,11 @@ class FeatureCache:
         Returns:
             The tensor, mapped from the file where it was there: writing to it changes a private copy.
         """
-        files: list[Path] = []
-        named = self._named(root, source, files)
-        if not files:
+        contents: list[str] = []
+        named = self._named(os.path.abspath(root), source, contents)  # noqa: PTH100 - as in the rest of this class
+        if not contents:
             return decode()
-        key = _sha256(json.dumps([named, parameters], sort_keys=True).encode())
-        path = self._path("features", f"{key}.npy")
+        path = self._path("features", _sha256(json.dumps([named, parameters], sort_keys=True))) + ".npy"
         found = _mapped(path)
         if found is not None:
             return found
@@ -62,26 +62,32 @@ class FeatureCache:
         self._write(path, lambda file: _save(file, decoded))
         return decoded
 
-    def _named(self, root: Path, source: Any, files: list[Path]) -> Any:
-        """Return a source with its files' contents in place of their names, and collect these files."""
-        if isinstance(source, Mapping):
-            return {str(key): self._named(root, value, files) for key, value in source.items()}
+    def _named(self, root: str, source: Any, contents: list[str]) -> Any:
+        """Return a source with its files' contents in place of their names, and collect these contents."""
         if isinstance(source, (str, PurePath)):
-            path = root / source
-            if _is_file(path):
-                files.append(path)
-                return {"sha256": self._content(path)}
-            return str(source)
+            digest = self._content(os.path.join(root, source))  # noqa: PTH118
+            if digest is None:
+                return str(source)
+            contents.append(digest)
+            return {"sha256": digest}
+        if isinstance(source, Mapping):
+            return {str(key): self._named(root, value, contents) for key, value in source.items()}
         if isinstance(source, Sequence):
-            return [self._named(root, value, files) for value in source]
+            return [self._named(root, value, contents) for value in source]
         return source
 
-    def _content(self, path: Path) -> str:
-        """Return the sha256 of a file, read only if path, size or time of change are new."""
-        state = path.stat()
-        known = self._path("contents", _sha256(f"{path.absolute()}\n{state.st_size}\n{state.st_mtime_ns}".encode()))
+    def _content(self, path: str) -> str | None:
+        """Return the sha256 of a file, read only if path, size or time of change are new; None if it is no file."""
         try:
-            digest = known.read_text(encoding="ascii")
+            state = os.stat(path)  # noqa: PTH116 - a Path costs more than the whole look-up
+        except (OSError, ValueError):  # text, perhaps longer than a file name may be
+            return None
+        if not stat.S_ISREG(state.st_mode):
+            return None
+        known = self._path("contents", _sha256(f"{path}\n{state.st_size}\n{state.st_mtime_ns}"))
+        try:
+            with open(known, encoding="ascii") as file:  # noqa: PTH123
+                digest = file.read()
         except (FileNotFoundError, UnicodeDecodeError):
             digest = ""
         if len(digest) != 64:
@@ -89,39 +95,33 @@ class FeatureCache:
             self._write(known, lambda file: file.write(digest.encode("ascii")))
         return digest
 
-    def _path(self, kind: str, name: str) -> Path:
-        return self.folder / kind / name[:2] / name
+    def _path(self, kind: str, name: str) -> str:
+        return f"{self.folder}/{kind}/{name[:2]}/{name}"
 
     @staticmethod
-    def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
+    def _write(path: str, write: Callable[[BinaryIO], Any]) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=".")
         try:
             with os.fdopen(descriptor, "wb") as file:
                 write(file)
-            Path(temporary).replace(path)
+            Path(temporary).replace(target)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # text longer than a file name may be
-        return False
-
-
-def _file_sha256(path: Path) -> str:
+def _file_sha256(path: str) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _sha256(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _save(file: BinaryIO, tensor: Tensor) -> None:
@@ -131,11 +131,11 @@ def _save(file: BinaryIO, tensor: Tensor) -> None:
     file.write(_checksum(array))
 
 
-def _mapped(path: Path) -> Tensor | None:
+def _mapped(path: str) -> Tensor | None:
     """Map a tensor; None if there is none, or a damaged one."""
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)
-        with path.open("rb") as file:
+        with open(path, "rb") as file:  # noqa: PTH123
             file.seek(-CHECKSUM_BYTES, os.SEEK_END)
             stored = file.read()
     except (OSError, ValueError, EOFError):

@@ -88,6 +88,7 @@ class LazyDataset(Dataset[tuple[dict[str, Tensor], int]]):
             raise ValueError(f"LazyDataset: {len(samples)} samples and {len(self.labels)} labels; expected one each")
         self.samples, self.readers = samples, dict(readers)
         self.root, self.cache, self.seed = root, cache, seed
+        self._choosing = {name for name, reader in readers.items() if isinstance(reader, ChoosingReader)}
         self._key: tuple[object, ...] | None = None
 
     @property
@@ -137,7 +138,8 @@ class LazyDataset(Dataset[tuple[dict[str, Tensor], int]]):
         generator = None
         if self._key is not None:
             generator = torch.Generator().manual_seed(derived_seed("augmentation", self.seed, *self._key, index))
-        if isinstance(reader, ChoosingReader):
+        if modality in self._choosing:
+            assert isinstance(reader, ChoosingReader)
             chosen = reader.choose(len(source), generator)
             return reader.present([self._decode(reader, source[place]) for place in chosen], generator)
         return reader.present(self._decode(reader, source), generator)

@@ -61,7 +61,7 @@ def sheet(data: MultimodalData, rows: list[int]) -> Figure:
     readers: Mapping[str, Reader] = {}
     if isinstance(data.train, LazyDataset):
         readers = data.train.readers
-        forms["training"] = data.train.augmented(0, 0, 0)
+        forms["training"] = data.train.augmented(data.seed, 0, 0, 0)  # as training keys its first epoch
     columns = len(data.modalities) * len(forms)
     with matplotlib.rc_context({"font.size": 8, "image.interpolation": "nearest"}):
         figure = Figure(figsize=(COLUMN * columns, ROW * len(rows) + 0.3), layout="constrained")

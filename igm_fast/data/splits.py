@@ -73,7 +73,7 @@ def hash_split(
     """Cut a validation part out of a training list by a fixed hash (sha256) of the ids, the same for every seed.
 
     Without groups the cut is stratified: each class with two samples or more gives up ``share`` of them, rounded, and
-    at least one. With groups whole ones move, in the order of their hash, until ``share`` of the samples has.
+    at least one. With groups whole ones move, in the order of their hash, as long as that comes closer to ``share``.
 
     Args:
         ids: ``[N]`` name of each sample.
@@ -86,10 +86,12 @@ def hash_split(
     """
     chosen = np.zeros(len(ids), bool)
     if groups is not None:
+        members = np.asarray(groups)
         for group in sorted(set(groups), key=_hash)[:-1]:  # the last one stays: training is never empty
-            if chosen.sum() >= share * len(ids):
+            more = chosen | (members == group)
+            if chosen.any() and abs(more.sum() - share * len(ids)) > abs(chosen.sum() - share * len(ids)):
                 break
-            chosen |= np.asarray([other == group for other in groups])
+            chosen = more
         return np.flatnonzero(~chosen), np.flatnonzero(chosen)
     for label in sorted(set(labels)):
         rows = sorted((row for row in range(len(ids)) if labels[row] == label), key=lambda row: (_hash(ids[row]), row))

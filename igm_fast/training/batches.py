@@ -106,7 +106,7 @@ def _load(dataset: PartDataset, rows: Sequence[Tensor], share: Share, workers: i
     if isinstance(dataset, MultimodalDataset):
         yield from map(dataset.__getitems__, rows)
         return
-    loader: DataLoader[Loaded | BadFile] = DataLoader(
+    loader: DataLoader[Loaded | BadFile | OSError] = DataLoader(
         _Fetch(dataset),
         batch_sampler=[own.tolist() for own in rows],
         num_workers=workers,
@@ -115,21 +115,21 @@ def _load(dataset: PartDataset, rows: Sequence[Tensor], share: Share, workers: i
         generator=torch.Generator(),  # the loader draws a seed, which must not come from the global generator
     )
     for loaded in loader:
-        if isinstance(loaded, BadFile):
+        if isinstance(loaded, Exception):
             raise loaded
         yield loaded
 
 
-class _Fetch(Dataset["Loaded | BadFile"]):
-    """Hands a worker's BadFile over as a value: the loader would wrap it in the worker's traceback."""
+class _Fetch(Dataset["Loaded | BadFile | OSError"]):
+    """Hands what goes wrong with a file over as a value: the loader would wrap it in the worker's traceback."""
 
     def __init__(self, dataset: PartDataset) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, rows: list[int]) -> Loaded | BadFile:
+    def __getitems__(self, rows: list[int]) -> Loaded | BadFile | OSError:
         try:
             return self.dataset.__getitems__(rows)
-        except BadFile as error:
+        except (BadFile, OSError) as error:
             return error
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import multiprocessing
 import os
 from pathlib import Path
@@ -65,11 +67,13 @@ def test_a_warm_look_up_reads_no_source(root: Path, cache: FeatureCache, monkeyp
     decode = Counted(root)
     cache.get(root, "a.bin", "p", decode)
     opened: list[str] = []
-    original = Path.open
-    monkeypatch.setattr(Path, "open", lambda self, *a, **k: opened.append(str(self)) or original(self, *a, **k))
+    original = io.open
+    for module in (io, builtins):
+        monkeypatch.setattr(module, "open", lambda path, *a, **k: opened.append(str(path)) or original(path, *a, **k))
     cache.get(root, "a.bin", "p", decode)
     assert decode.calls == 1
-    assert not [path for path in opened if path.startswith(str(root))]
+    assert opened
+    assert all(path.startswith(str(cache.folder)) for path in opened)
 
 
 def test_content_and_parameters_decide(root: Path, cache: FeatureCache) -> None:

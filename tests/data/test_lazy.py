@@ -159,6 +159,17 @@ def test_a_bad_file_arrives_as_it_was_raised(workers: int) -> None:
     assert caught.value.path == "thirteen.wav"
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_full_disk_arrives_as_it_was_raised(workers: int) -> None:
+    class Full(Noisy):
+        def load(self, source: Any) -> Tensor:
+            raise OSError(28, "No space left on device", f"/cache/{source}")
+
+    data = LazyDataset([{"a": 1}] * 4, [0] * 4, {"a": Full()}, root=Path(), cache=None, seed=0)
+    with pytest.raises(OSError, match="No space left on device: '/cache/1'"):
+        stream(data, [0, 1, 2, 3], workers)
+
+
 def test_a_bad_file_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(BadFile("a", "b", "c")))
     assert (error.path, error.what, error.fix) == ("a", "b", "c")

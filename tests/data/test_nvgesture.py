@@ -18,6 +18,7 @@ from igm_fast.data.nvgesture_flow import farneback
 from igm_fast.data.problems import BadFile, BrokenData
 from igm_fast.data.sets import nvgesture
 from igm_fast.data.sets.nvgesture import CLASSES, PUBLISHED, ClipReader, FlowReader, crop, scan
+from igm_fast.data.splits import hash_split
 from igm_fast.train import main as train
 
 
@@ -64,6 +65,14 @@ def test_parts_have_the_lists_order_labels_and_subjects(root):
     ]
     entry = found.parts["test"][0]
     assert entry.source["flow"] == "Video_data/class_01/subject5_r0/sk_color_flow.npy"
+
+
+def test_of_the_real_list_one_subject_is_held_out():
+    """Samples of each training subject in NVIDIA's list: a second one would take validation to a fifth."""
+    samples = {1: 148, 2: 76, 3: 118, 4: 74, 6: 78, 7: 75, 11: 74, 12: 69, 15: 74, 16: 148, 17: 46, 18: 70}
+    subjects = [f"subject{number}" for number, count in samples.items() for _ in range(count)]
+    _, rows = hash_split(subjects, [0] * 1050, groups=subjects)
+    assert {subjects[row] for row in rows} == {"subject11"}
 
 
 def test_official_trains_on_all_subjects(root):

@@ -40,7 +40,7 @@ def whole(tmp_path_factory):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(checkpoint, "save", watched)
-            official(name, vectors(apart=2.0), run).train()
+            official(name, vectors(apart=2.0, samples=320), run).train()
         run.close()
         folders[name] = run.path, selected
     return folders
@@ -52,7 +52,7 @@ def resume(name, path):
     position = saved["position"]
     run.reopen(position["rows"], position["stage"], position["epoch"], position["global_epoch"], {})
     torch.manual_seed(99)  # another process has other random numbers
-    official(name, vectors(apart=2.0), run, saved).train()
+    official(name, vectors(apart=2.0, samples=320), run, saved).train()
     run.close()
 
 
@@ -70,7 +70,7 @@ def test_killed_after_an_epoch(name, epochs, whole, tmp_path, monkeypatch):
 
     monkeypatch.setattr(run, "save_last", dying)
     with pytest.raises(Killed):
-        official(name, vectors(apart=2.0), run).train()
+        official(name, vectors(apart=2.0, samples=320), run).train()
     run.close()
     resume(name, tmp_path)
     assert_same_run(tmp_path, whole[name][0])
@@ -90,7 +90,7 @@ def test_killed_after_better_weights_were_written_and_before_the_epoch_was(whole
 
     monkeypatch.setattr(checkpoint, "save", dying)
     with pytest.raises(Killed):
-        official("igm", vectors(apart=2.0), run).train()
+        official("igm", vectors(apart=2.0, samples=320), run).train()
     run.close()
     monkeypatch.undo()
     assert run.load_last()["position"]["global_epoch"] == ahead[0]

@@ -1,4 +1,4 @@
-"""folder: your own data, one table ``data.csv`` or ``data.parquet`` with a line for each sample.
+"""folder: your own data, one table with a line for each sample (data.csv or data.parquet).
 
 A column ``label``, if you like ``split`` and ``group``, and one column for each modality: names of files, text or
 numbers. What a column holds is inferred and shown by ``python -m igm_fast.data check folder --root DIR``; ``data.yaml``
@@ -161,7 +161,7 @@ def _entry(table: Table, row: Row, modalities: Sequence[Modality], numbers: Mapp
     if not _label(row):
         raise BadFile("label", "the cell is empty", "Fill it, or delete the line")
     if "split" in table.columns and row.cells["split"] not in PARTS:
-        raise BadFile("split", nearest(str(row.cells["split"]), PARTS, "part"), "Correct the cell")
+        raise BadFile("split", nearest(str(row.cells["split"]), PARTS, "part").rstrip("."), "Correct the cell")
     source: dict[str, Any] = {
         modality.column.name: modality.column.source([row.cells[cell] for cell in modality.cells])
         for modality in modalities
