@@ -16,7 +16,7 @@ from benchmarks import __main__ as command  # noqa: E402
 from benchmarks import data_loading, data_trees  # noqa: E402
 from benchmarks.agreement import DisagreementError  # noqa: E402
 from benchmarks.timing import OURS, Effort, Record  # noqa: E402
-from igm_fast.data.audio import SoundReader  # noqa: E402
+from igm_fast.data.readers.audio import SoundReader  # noqa: E402
 
 QUICK = Effort("quick", rounds=1, budget_s=0.01)
 

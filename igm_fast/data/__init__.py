@@ -17,10 +17,10 @@ from igm_fast.data.archive import provenance
 from igm_fast.data.dataset import ModalitySpec, MultimodalData, MultimodalDataset, PartDataset
 from igm_fast.data.lazy import LazyDataset, Reader
 from igm_fast.data.options import DataOptions
+from igm_fast.data.own.torch_datasets import from_datasets
 from igm_fast.data.problems import BadFile, BrokenData, Problem
 from igm_fast.data.splits import Split, hash_split, split_indices
 from igm_fast.data.tensors import from_tensors, take
-from igm_fast.data.torch_datasets import from_datasets
 from igm_fast.names import nearest
 
 __all__ = [

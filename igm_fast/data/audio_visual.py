@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from igm_fast.data.audio import SoundReader, check_sound
 from igm_fast.data.dataset import ModalitySpec, MultimodalData
 from igm_fast.data.disk import from_scan
-from igm_fast.data.frames import FramesReader, frame_names
-from igm_fast.data.images import check_image
 from igm_fast.data.lazy import Reader
 from igm_fast.data.lists import unsafe_name
 from igm_fast.data.options import DataOptions
 from igm_fast.data.problems import BadFile, Problem
+from igm_fast.data.readers.audio import SoundReader, check_sound
+from igm_fast.data.readers.frames import FramesReader, frame_names
+from igm_fast.data.readers.images import check_image
 from igm_fast.data.scan import Entry, Scan
 from igm_fast.data.splits import hash_split
 

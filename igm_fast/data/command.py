@@ -25,7 +25,7 @@ COMMANDS = {
     "prepare sarcasm": ("prepare_sarcasm", "turn the published text files of Sarcasm into the official code's lists"),
     "nvgesture-flow": ("nvgesture_flow", "compute optical flow for NVGesture's clips"),
 }
-"""Words of each command, with its module in :mod:`igm_fast.data` and what it is for."""
+"""Words of each command, with its module in :mod:`igm_fast.data.commands` and what it is for."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(f"data: {nearest(command, COMMANDS, 'command')}")
         return WRONG_USAGE
     try:
-        module = importlib.import_module(f"igm_fast.data.{COMMANDS[command][0]}")
+        module = importlib.import_module(f"igm_fast.data.commands.{COMMANDS[command][0]}")
         parser = argparse.ArgumentParser(
             prog=f"python -m igm_fast.data {command}",
             description=module.__doc__,

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from igm_fast.data.dataset import ModalitySpec, MultimodalData
 from igm_fast.data.disk import from_scan
-from igm_fast.data.images import (
+from igm_fast.data.lists import unsafe_name
+from igm_fast.data.options import DataOptions
+from igm_fast.data.problems import BadFile, Problem
+from igm_fast.data.readers.images import (
     CLIP_MEAN,
     CLIP_STD,
     check_image,
@@ -21,11 +24,8 @@ from igm_fast.data.images import (
     random_resized_crop,
     resize,
 )
-from igm_fast.data.lists import unsafe_name
-from igm_fast.data.options import DataOptions
-from igm_fast.data.problems import BadFile, Problem
+from igm_fast.data.readers.text import text_modality
 from igm_fast.data.scan import Scan
-from igm_fast.data.text import text_modality
 
 SIZE = 224
 

@@ -11,8 +11,8 @@ import soxr
 import torch
 from trees import truncate, write_wav
 
-from igm_fast.data.audio import FLOOR, SoundReader, check_sound, decode_sound, log_spectrogram
 from igm_fast.data.problems import BadFile
+from igm_fast.data.readers.audio import FLOOR, SoundReader, check_sound, decode_sound, log_spectrogram
 
 
 def stft_magnitudes(samples: np.ndarray, window: int, hop: int) -> np.ndarray:

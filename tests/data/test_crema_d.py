@@ -12,9 +12,9 @@ from PIL import Image
 from trees import crema_d_clips, replace, rewrite_line, said, truncate, write_jpeg, write_list, write_wav
 
 from igm_fast.data import BadFile, BrokenData, DataOptions, load_dataset
-from igm_fast.data.audio import decode_sound, log_spectrogram
-from igm_fast.data.frames import FramesReader, frame_names
-from igm_fast.data.images import IMAGENET_MEAN, IMAGENET_STD, decode_image, normalize, resize
+from igm_fast.data.readers.audio import decode_sound, log_spectrogram
+from igm_fast.data.readers.frames import FramesReader, frame_names
+from igm_fast.data.readers.images import IMAGENET_MEAN, IMAGENET_STD, decode_image, normalize, resize
 from igm_fast.data.sets.crema_d import CLASSES, PUBLISHED, scan
 
 FIRST = "1001_DFA_NEU_XX"  # line 1 of the training list

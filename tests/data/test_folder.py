@@ -12,10 +12,10 @@ import torch
 from trees_folder import CLASSES, SPLITS, folder_rows, write_table
 
 from igm_fast.data import BrokenData, DataOptions, load_dataset
-from igm_fast.data.columns import infer_kind
 from igm_fast.data.command import main as check
+from igm_fast.data.own.columns import infer_kind
+from igm_fast.data.own.standardize import streamed_statistics
 from igm_fast.data.sets.folder import scan
-from igm_fast.data.standardize import streamed_statistics
 from igm_fast.train import main as train
 
 

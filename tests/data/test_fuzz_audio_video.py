@@ -16,8 +16,8 @@ from PIL import Image
 from trees import crema_d_tree, huge_png, ksounds_tree, replace, said
 
 from igm_fast.data import BadFile, DataOptions
-from igm_fast.data.audio import SoundReader
-from igm_fast.data.frames import FramesReader
+from igm_fast.data.readers.audio import SoundReader
+from igm_fast.data.readers.frames import FramesReader
 from igm_fast.data.sets import crema_d, ksounds
 
 

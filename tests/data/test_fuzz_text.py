@@ -14,9 +14,9 @@ from PIL import Image
 from trees_text import TOMBERT, sarcasm_tree, twitter_tree, write_vocabulary
 
 from igm_fast.data import BadFile, DataOptions
-from igm_fast.data.images import check_image, decode_image
+from igm_fast.data.readers.images import check_image, decode_image
+from igm_fast.data.readers.text import WordPiece, Words
 from igm_fast.data.sets import sarcasm, twitter2015
-from igm_fast.data.text import WordPiece, Words
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trees_video import frame, write_video
 
-from igm_fast.data.arrays import archive_keys, open_array, read_archive
 from igm_fast.data.problems import BadFile
-from igm_fast.data.video import decode_clip, sample_frames
+from igm_fast.data.readers.arrays import archive_keys, open_array, read_archive
+from igm_fast.data.readers.video import decode_clip, sample_frames
 
 FUZZ = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

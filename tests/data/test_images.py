@@ -16,7 +16,8 @@ from PIL import Image, ImageOps
 from scipy import stats
 from trees_text import write_photo
 
-from igm_fast.data.images import (
+from igm_fast.data.problems import BadFile
+from igm_fast.data.readers.images import (
     CLIP_MEAN,
     CLIP_STD,
     OPERATIONS,
@@ -30,7 +31,6 @@ from igm_fast.data.images import (
     random_resized_crop,
     resize,
 )
-from igm_fast.data.problems import BadFile
 
 SIDES = st.sampled_from([1, 2, 3, 7, 64, 500])
 

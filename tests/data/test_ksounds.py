@@ -11,8 +11,8 @@ import torch
 from trees import ksounds_clips, replace, rewrite_line, said, write_list, write_wav
 
 from igm_fast.data import BrokenData, DataOptions, load_dataset
-from igm_fast.data.audio import FLOOR, decode_sound, log_spectrogram
-from igm_fast.data.images import IMAGENET_MEAN, IMAGENET_STD, decode_image, normalize, resize
+from igm_fast.data.readers.audio import FLOOR, decode_sound, log_spectrogram
+from igm_fast.data.readers.images import IMAGENET_MEAN, IMAGENET_STD, decode_image, normalize, resize
 from igm_fast.data.sets.ksounds import PUBLISHED, scan
 
 CLASSES = ("tapping guitar", "bowling", "singing")

@@ -14,7 +14,7 @@ from trees_video import LISTS, TEST, TRAIN, frame, line, numbers, nvgesture_tree
 
 from igm_fast.data import DataOptions, load_dataset
 from igm_fast.data.command import main
-from igm_fast.data.nvgesture_flow import farneback
+from igm_fast.data.commands.nvgesture_flow import farneback
 from igm_fast.data.problems import BadFile, BrokenData
 from igm_fast.data.sets import nvgesture
 from igm_fast.data.sets.nvgesture import CLASSES, PUBLISHED, ClipReader, FlowReader, crop, scan

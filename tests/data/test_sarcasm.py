@@ -10,7 +10,7 @@ from trees_text import sarcasm_items, sarcasm_tree, write_items, write_photo
 
 from igm_fast.data import BadFile, BrokenData, DataOptions, load_dataset
 from igm_fast.data.command import main
-from igm_fast.data.prepare_sarcasm import prepare_sarcasm
+from igm_fast.data.commands.prepare_sarcasm import prepare_sarcasm
 from igm_fast.data.sets import sarcasm
 
 SMALL = {"text": "small", "image": "small"}

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trees_text import VOCABULARY, write_vocabulary
 
-from igm_fast.data import BadFile, DataOptions, text
-from igm_fast.data.text import WordPiece, Words, latin_words, text_modality, without_punctuation
+from igm_fast.data import BadFile, DataOptions
+from igm_fast.data.readers import text
+from igm_fast.data.readers.text import WordPiece, Words, latin_words, text_modality, without_punctuation
 
 LATIN = [
     ("RT @ ltsChuckBass : $T$ is everything # MCM", "rt ltschuckbass t is everything mcm"),

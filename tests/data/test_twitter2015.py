@@ -10,7 +10,7 @@ from PIL import Image
 from trees_text import TOMBERT, TOMBERT_TEST, tweets, twitter_tree, write_photo, write_tweets, write_vocabulary
 
 from igm_fast.data import BrokenData, DataOptions, load_dataset
-from igm_fast.data.images import CLIP_MEAN, CLIP_STD, normalize, resize
+from igm_fast.data.readers.images import CLIP_MEAN, CLIP_STD, normalize, resize
 from igm_fast.data.sets import twitter2015
 from igm_fast.data.text_image import PhotoReader
 

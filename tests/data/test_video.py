@@ -8,7 +8,7 @@ import torch
 from trees_video import frame, numbers, write_video
 
 from igm_fast.data.problems import BadFile
-from igm_fast.data.video import decode_clip, frame_count, sample_frames, stated_frames
+from igm_fast.data.readers.video import decode_clip, frame_count, sample_frames, stated_frames
 
 FORMATS = [
     ("clip.avi", "mpeg4", "yuv420p"),

@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from igm_fast.data.audio import SoundReader
 from igm_fast.data.audio_visual import Listed, Tree, audio_visual_data, official_remarks, once_only, parts_of
 from igm_fast.data.dataset import MultimodalData
-from igm_fast.data.frames import FramesReader
 from igm_fast.data.lists import first_difference, read_rows
 from igm_fast.data.options import DataOptions
 from igm_fast.data.problems import Problem
+from igm_fast.data.readers.audio import SoundReader
+from igm_fast.data.readers.frames import FramesReader
 from igm_fast.data.scan import Scan
 from igm_fast.names import nearest
 

@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from igm_fast.data.columns import Column, infer_kind, is_number, make_column
 from igm_fast.data.dataset import ModalitySpec, MultimodalData
 from igm_fast.data.disk import from_scan
 from igm_fast.data.lazy import Reader
 from igm_fast.data.options import DataOptions
+from igm_fast.data.own.columns import Column, infer_kind, is_number, make_column
+from igm_fast.data.own.table import SETTINGS, ColumnSettings, Row, Table, check_settings, read_settings, read_table
 from igm_fast.data.problems import BadFile, BrokenData, Problem
 from igm_fast.data.scan import PARTS, Entry, Scan
 from igm_fast.data.splits import hash_split, split_indices
-from igm_fast.data.table import SETTINGS, ColumnSettings, Row, Table, check_settings, read_settings, read_table
 from igm_fast.names import nearest
 
 MODALITIES = None

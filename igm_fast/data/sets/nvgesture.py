@@ -16,18 +16,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from igm_fast.data.arrays import open_array
 from igm_fast.data.audio_visual import official_remarks
 from igm_fast.data.dataset import ModalitySpec, MultimodalData
 from igm_fast.data.disk import from_scan
-from igm_fast.data.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 from igm_fast.data.lazy import Reader
 from igm_fast.data.lists import unsafe_name
 from igm_fast.data.options import DataOptions
 from igm_fast.data.problems import BadFile, Problem
+from igm_fast.data.readers.arrays import open_array
+from igm_fast.data.readers.images import IMAGENET_MEAN, IMAGENET_STD, normalize
+from igm_fast.data.readers.video import decode_clip, stated_frames
 from igm_fast.data.scan import Entry, Scan
 from igm_fast.data.splits import hash_split
-from igm_fast.data.video import decode_clip, stated_frames
 
 MODALITIES = ("depth", "rgb", "flow")
 # The lists' own numbers: NVIDIA's folders carry them, too, but 23 lines correct the folder's.

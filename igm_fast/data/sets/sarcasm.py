@@ -10,8 +10,8 @@ from igm_fast.data.dataset import MultimodalData
 from igm_fast.data.lists import first_difference
 from igm_fast.data.options import DataOptions
 from igm_fast.data.problems import Problem
+from igm_fast.data.readers.text import without_punctuation
 from igm_fast.data.scan import PARTS, Entry, Scan
-from igm_fast.data.text import without_punctuation
 from igm_fast.data.text_image import image_problem, list_text, text_image_data
 
 MODALITIES = ("text", "image")

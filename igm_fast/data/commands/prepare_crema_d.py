@@ -16,10 +16,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from igm_fast.data.audio import check_sound
 from igm_fast.data.command import CLEAN, PROBLEMS
 from igm_fast.data.problems import BadFile
-from igm_fast.data.video import frame_of_each_second
+from igm_fast.data.readers.audio import check_sound
+from igm_fast.data.readers.video import frame_of_each_second
 
 JPEG_QUALITY = 95
 

@@ -13,18 +13,18 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from igm_fast.data.arrays import archive_keys
-from igm_fast.data.column_readers import ArrayReader, ImageReader, NumbersReader, VideoReader, read_source
 from igm_fast.data.dataset import Kind, ModalitySpec
-from igm_fast.data.images import check_image
 from igm_fast.data.lazy import Reader
 from igm_fast.data.lists import unsafe_name
 from igm_fast.data.options import DataOptions
+from igm_fast.data.own.column_readers import ArrayReader, ImageReader, NumbersReader, VideoReader, read_source
+from igm_fast.data.own.standardize import streamed_statistics
+from igm_fast.data.own.table import ColumnKind, ColumnSettings
 from igm_fast.data.problems import BadFile
-from igm_fast.data.standardize import streamed_statistics
-from igm_fast.data.table import ColumnKind, ColumnSettings
-from igm_fast.data.text import text_modality
-from igm_fast.data.video import stated_frames
+from igm_fast.data.readers.arrays import archive_keys
+from igm_fast.data.readers.images import check_image
+from igm_fast.data.readers.text import text_modality
+from igm_fast.data.readers.video import stated_frames
 
 SUFFIXES: dict[ColumnKind, tuple[str, ...]] = {
     "audio": (".wav", ".flac", ".ogg", ".mp3"),
@@ -220,7 +220,7 @@ class AudioColumn:
 
     def source(self, cells: Sequence[Any]) -> str:
         """Return the path."""
-        from igm_fast.data.audio import check_sound
+        from igm_fast.data.readers.audio import check_sound
 
         name = _file(self.name, "audio", cells[0])
         if check_sound(self.root / name) == 0:
@@ -231,7 +231,7 @@ class AudioColumn:
         """Return spectrograms as images of one channel; without ``seconds`` the median duration, in whole seconds."""
         import soundfile
 
-        from igm_fast.data.audio import SoundReader
+        from igm_fast.data.readers.audio import SoundReader
 
         seconds = self.seconds
         if seconds is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from igm_fast.data.images import (
+from igm_fast.data.readers.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     decode_image,

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from igm_fast.data.arrays import open_array, read_archive
-from igm_fast.data.images import (
+from igm_fast.data.problems import BadFile
+from igm_fast.data.readers.arrays import open_array, read_archive
+from igm_fast.data.readers.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     decode_image,
@@ -21,8 +22,7 @@ from igm_fast.data.images import (
     random_resized_crop,
     resize,
 )
-from igm_fast.data.problems import BadFile
-from igm_fast.data.video import sample_frames
+from igm_fast.data.readers.video import sample_frames
 
 
 @dataclass(frozen=True)

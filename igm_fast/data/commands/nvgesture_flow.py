@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from igm_fast.data.problems import BadFile, Problem
+from igm_fast.data.readers.video import decode_clip
 from igm_fast.data.sets.nvgesture import FRAMES, STORED, clips, flow_beside, flow_frames
-from igm_fast.data.video import decode_clip
 
 LARGEST = (
     20.0  # pixels a frame; what moves faster is cut off, as for I3D's Kinetics weights (Carreira & Zisserman 2017)

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from igm_fast.data.images import MAX_PIXELS
 from igm_fast.data.problems import BadFile
+from igm_fast.data.readers.images import MAX_PIXELS
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,0 +1,1 @@
+"""Files of one kind to tensors: sound, images, frames, video, text, arrays."""
