@@ -18,7 +18,7 @@ from training_cases import SHORT, assert_same_run, result, rows, run
 from igm_fast import evaluate, train
 from igm_fast.data import load_dataset
 from igm_fast.methods import METHODS
-from igm_fast.methods.base import Method
+from igm_fast.methods.igm import Igm
 from igm_fast.training.command import parse
 from igm_fast.training.progress import TrainingProgress
 
@@ -201,7 +201,7 @@ def test_evaluate_says_what_is_wrong(tmp_path, finished, monkeypatch, capsys):
     [
         (["--method", "imgm"], "unknown method 'imgm'. Did you mean 'igm'"),
         (["--data", "wach"], "unknown data set 'wach'. Did you mean 'watch'?"),
-        (["--tua", "3"], "unknown option 'tua'. Did you mean 'tau'?"),
+        (["--tua", "3"], "unknown option 'tua'. Did you mean 'tau'"),
         (["--method", "joint", "--tau", "3"], "tau is an option of igm-no-sam, igm, not of joint"),
         (["--optimizer", "adamm"], "unknown optimizer 'adamm'. Did you mean 'adam'"),
         (["--match=nmae"], "unknown match 'nmae'. Did you mean 'name'?"),
@@ -273,12 +273,12 @@ def test_default_folder_names_the_run():
 
 
 def test_nan_fails_with_its_place_and_the_folder_goes_on(tmp_path, finished, monkeypatch, capsys):
-    loss = Method.loss
+    loss = Igm.loss
 
     def spoiled(self, stage, batch, context):
         return loss(self, stage, batch, context) * (torch.nan if stage.index == 3 else 1.0)
 
-    monkeypatch.setattr(Method, "loss", spoiled)
+    monkeypatch.setattr(Igm, "loss", spoiled)
     assert run(tmp_path) == 1
     message = said(capsys)
     assert "the loss of fourier is nan in stage 4 (fourier), epoch 1, batch 1 of 19" in message

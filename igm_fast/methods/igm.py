@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from igm_fast.covariance import ActivationCovariance, Estimator
 from igm_fast.data.seeds import derived_seed
-from igm_fast.layers import MatchRule, in_dimension, match_layers, observable_layers
+from igm_fast.layers import MatchRule, match_layers
 from igm_fast.methods.base import (
     Batch,
     Context,
@@ -32,6 +32,7 @@ from igm_fast.methods.base import (
 )
 from igm_fast.methods.contributions import features_during
 from igm_fast.methods.mixup import Mixed, mix, unmixed
+from igm_fast.methods.partners import Layers, layers_with_partner, spectrum_row
 from igm_fast.names import nearest
 from igm_fast.projector import (
     FlatExponential,
@@ -44,7 +45,6 @@ from igm_fast.projector import (
 
 Perturbation = Literal["full", "periodic", "head", "momentum", "official"]
 Statistics = Literal["pass", "ride"]
-Layers = Literal["all", "heads", "none"]
 Spectrum = Literal["flat", "mla"]
 Partners = Literal["previous", "all"]
 Mixup = Literal["none", "plain", "official"]
@@ -188,14 +188,10 @@ class Igm(Method):
         if previous is None or not self._projects(target):
             return []
         sources = self._sources(stage, previous, context)
-        layers = {source: self._layers_with_partner(source, target, context) for source in sources}
-        for source in sources:
-            if not layers[source]:
-                self._warn(
-                    f"no layer of {target} has a partner in {source} (match={self.match}): trained without projection"
-                )
-        layers = {source: names for source, names in layers.items() if names}
+        layers = {source: names for source in sources if (names := self._observed(source, target, context))}
         if not layers:
+            whom = " or ".join(sources)
+            self._warn(f"no layer of {target} has a partner in {whom} (match={self.match}): trained without projection")
             return []
         if self.statistics == "ride":
             self.projectors, self._ahead = self._ahead, {}
@@ -203,7 +199,8 @@ class Igm(Method):
             self.projectors = self._decompose(
                 [self._measured(source, names, stage, context) for source, names in layers.items()], context
             )
-        return [self._spectrum(stage, "+".join(layers), target, name) for name in self.projectors]
+        seen = "+".join(layers)
+        return [spectrum_row(stage, seen, target, n, T, self._facts[n]) for n, T in self.projectors.items()]
 
     def begin_epoch(self, stage: Stage, epoch: int, context: Context) -> None:
         """Begin to look at the modality that trains, if the next one will ask for it and this is the last occasion."""
@@ -213,7 +210,7 @@ class Igm(Method):
         names = context.model.modalities
         (source,) = stage.modalities
         target = names[(names.index(source) + 1) % len(names)]
-        if self._projects(target) and (layers := self._layers_with_partner(source, target, context)):
+        if self._projects(target) and (layers := self._observed(source, target, context)):
             self._riding = self._observer(source, layers, context)
 
     def end_epoch(
@@ -340,20 +337,9 @@ class Igm(Method):
         names, (target,) = context.model.modalities, stage.modalities
         return [name for name in (names if stage.round > 0 else names[: names.index(target)]) if name != target]
 
-    def _layers_with_partner(self, source: str, target: str, context: Context) -> list[str]:
-        """Return the layers of the source whose projector can fit a layer of the target: others are not measured."""
-        wanted = self._projectable(target, context)
-        dimensions = {(name, in_dimension(layer)) for name, layer in wanted.items()}
-        if self.match == "name":
-            return [
-                n for n, layer in self._projectable(source, context).items() if (n, in_dimension(layer)) in dimensions
-            ]
-        anywhere = {dimension for _, dimension in dimensions}
-        return [n for n, layer in self._projectable(source, context).items() if in_dimension(layer) in anywhere]
-
-    def _projectable(self, modality: str, context: Context) -> dict[str, nn.Module]:
-        layers = observable_layers(context.model.branch(modality))
-        return {name: part for name, part in layers.items() if self.layers == "all" or name.split(".")[0] == "head"}
+    def _observed(self, source: str, target: str, context: Context) -> list[str]:
+        branch = context.model.branch
+        return layers_with_partner(branch(source), branch(target), self.match, self.layers)
 
     def _head(self, modality: str, context: Context) -> nn.Module:
         head = context.model.branch(modality).head
@@ -418,24 +404,6 @@ class Igm(Method):
             for name in projectors
         }
         return dict(projectors)
-
-    def _spectrum(self, stage: Stage, source: str, target: str, layer: str) -> dict[str, Any]:
-        projector = self.projectors[layer]
-        return {
-            "stage": stage.index,
-            "source": source,
-            "target": target,
-            "layer": layer,
-            "dim": projector.dim,
-            "groups": projector.groups,
-            "rank": projector.rank,
-            "route": projector.route,
-            "error_bound": float(projector.error_bound),
-            **self._facts[layer],
-            "eigenvalues": projector.eigenvalues.tolist(),
-            "projector_eigenvalues": projector.sigma.tolist(),
-            "complement": float(projector.complement),
-        }
 
 
 def _of_length(length: float, direction: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def mix(batch: Batch, modality: str, alpha: float, generator: np.random.Generato
     """Return a batch in which one modality is mixed up; token ids have no in-between and stay as they are.
 
     H. Zhang, M. Cisse, Y. Dauphin, D. Lopez-Paz, *mixup: Beyond Empirical Risk Minimization*, ICLR 2018, with one λ and
-    one permutation per batch.
+    one permutation per batch. Several devices share λ, and each blends the samples it has.
 
     Args:
         batch: to mix.

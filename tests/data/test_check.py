@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from trees import crema_d_clips, replace, truncate, write_wav
 
-from igm_fast.data import DataOptions, dataset_names, load_dataset, set_module, sets
+from igm_fast.data import DataOptions, dataset_names, load_dataset, readers, set_module, sets
 from igm_fast.data.command import COMMANDS, main
 from igm_fast.data.problems import BrokenData, Problem
 
@@ -203,9 +203,10 @@ def test_a_seed_out_of_range(crema_d: Path) -> None:
 
 def test_a_decoder_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "soundfile", None)
-    for name in ("audio", "audio_visual", "sets.crema_d"):
+    for name in ("readers.audio", "audio_visual", "sets.crema_d"):
         monkeypatch.delitem(sys.modules, f"igm_fast.data.{name}", raising=False)
     monkeypatch.delattr(sets, "crema_d", raising=False)
+    monkeypatch.delattr(readers, "audio", raising=False)
     with pytest.raises(
         ModuleNotFoundError, match=r"'crema-d' needs the package soundfile.*pip install 'igm_fast\[media"
     ):

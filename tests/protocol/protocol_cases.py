@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from igm_fast.training import loop
@@ -17,6 +18,7 @@ SMALL = {"data": "vectors", "epochs": 2, "stages": 2, "batch_size": 16, "lr": 0.
 
 def trainer(method, data, run, saved=None, **settings) -> loop.Trainer:
     config = TrainConfig(**{**SMALL, **settings})
+    torch.set_num_threads(config.threads)
     progress = TrainingProgress(Console(quiet=True), quiet=True)
     return loop.Trainer(config, method, data, make_fabric(config), run, progress, saved)
 

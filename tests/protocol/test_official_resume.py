@@ -56,8 +56,7 @@ def resume(name, path):
     run.close()
 
 
-@pytest.mark.parametrize("name", ["igm", "igm-no-sam"])
-@pytest.mark.parametrize("epochs", [1, 2, 3, 5])
+@pytest.mark.parametrize(("name", "epochs"), [("igm", 1), ("igm", 2), ("igm", 3), ("igm-no-sam", 6)])
 def test_killed_after_an_epoch(name, epochs, whole, tmp_path, monkeypatch):
     run, saves = begun(tmp_path), []
     save = run.save_last
