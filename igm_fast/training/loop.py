@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
@@ -351,6 +352,10 @@ class Trainer:
             "validation": best["validation"],
             "test": scores,
             "num_test": len(labels),
+            "class_counts": {
+                part: torch.bincount(samples.labels, minlength=self.data.num_classes).tolist()
+                for part, samples in self.data.parts.items()
+            },
             "num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "warnings": self._warnings(),
             "skipped": [str(problem) for problem in self.data.skipped],
