@@ -12,11 +12,13 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize(("block", "file"), [("compare", "six-methods.md"), ("control", "control.md")])
-def test_comparisons_are_those_on_file(block: str, file: str) -> None:
-    """Every row that the README prints stands in the table that compare wrote."""
-    shown = README.read_text().split(f"<!-- {block}:begin -->\n")[1].split(f"\n<!-- {block}:end -->")[0]
-    written = (README.parent / "docs" / "results" / file).read_text().splitlines()
+@pytest.mark.parametrize("data", ["watch", "digits3", "emoji"])
+def test_comparisons_are_those_on_file(data: str) -> None:
+    """Every row that is printed stands in the table that compare wrote."""
+    docs = README.parent / "docs"
+    page, block = (README, "compare") if data == "watch" else (docs / "results.md", data)
+    shown = page.read_text().split(f"<!-- {block}:begin -->\n")[1].split(f"\n<!-- {block}:end -->")[0]
+    written = (docs / "results" / f"all-methods-{data}.md").read_text().splitlines()
     rows = [line for line in shown.splitlines() if line.startswith("|")]
     assert rows == [line for line in written if line.startswith("|")]
     assert len(rows) > 3
