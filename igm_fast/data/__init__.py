@@ -58,21 +58,9 @@ def set_module(name: str) -> ModuleType:
 
     Raises:
         ValueError: unknown name.
-        ModuleNotFoundError: a decoder that the set needs is not installed.
     """
     if name not in (known := dataset_names()):
         raise ValueError(nearest(name, known, "data set"))
-    try:
-        return _imported(name)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"data set {name!r} needs the package {error.name}, which is not installed; expected the decoders: "
-            "pip install 'igm_fast[media,text,parquet]'",
-            name=error.name,
-        ) from error
-
-
-def _imported(name: str) -> ModuleType:
     return importlib.import_module(f"{sets.__name__}.{name.replace('-', '_')}")
 
 
@@ -86,6 +74,7 @@ def load_dataset(name: str, seed: int = 0, options: DataOptions | None = None) -
         ValueError: unknown name, seed out of range, a corrupt file, or an option that does not fit the set.
         BrokenData: a set on disk with problems, unless ``options.skip_bad``.
         FileNotFoundError: the folder, or an embedded file, is missing.
+        ImportError: a decoder that the set needs is not installed.
     """
     options = options or DataOptions()
     module = set_module(name)

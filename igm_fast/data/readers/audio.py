@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
-import soxr
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -34,6 +33,7 @@ def check_sound(path: Path) -> int:
         raise BadFile(path, "no such sound file", "Put the file there, or take its line out of the list")
     if path.stat().st_size == 0:
         raise BadFile(path, "the file is empty, expected sound", _REPLACE)
+    soundfile = _package("soundfile")
     try:
         info = soundfile.info(path)
     except (soundfile.LibsndfileError, RuntimeError) as error:
@@ -64,6 +64,7 @@ def decode_sound(path: Path, rate: int) -> NDArray[np.float32]:
         BadFile: not there, empty, no sound, cut short, or with NaN or infinite samples.
     """
     check_sound(path)
+    soundfile = _package("soundfile")
     try:
         samples, own_rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
@@ -74,7 +75,7 @@ def decode_sound(path: Path, rate: int) -> NDArray[np.float32]:
     if own_rate == rate or len(mono) == 0:
         return mono
     wanted = int(np.ceil(len(mono) * (rate / own_rate)))
-    resampled = soxr.resample(mono, own_rate, rate, quality="HQ")[:wanted]
+    resampled = _package("soxr").resample(mono, own_rate, rate, quality="HQ")[:wanted]
     return np.pad(resampled, (0, wanted - len(resampled)))
 
 
@@ -143,6 +144,14 @@ class SoundReader:
     def remark(self, decoded: Tensor) -> str | None:
         """Say that a sound is silent throughout."""
         return "all samples are 0 (silence)" if float(decoded.max()) <= np.log(np.float32(FLOOR)) else None
+
+
+def _package(name: str) -> Any:
+    """Import a decoder when it is first needed: the known data sets can be listed without it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"sounds are read by {name}, which is missing; pip install 'igm_fast[media]'") from error
 
 
 def _data_bytes(path: Path) -> tuple[int, int]:
