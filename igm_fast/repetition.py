@@ -61,17 +61,21 @@ class Repetition:
 
         Plain: contiguous parameters of one dtype on the CPU, all with a state, one radius, no re-used direction.
         """
+        if optimizer.every != 1 or not _one_radius(optimizer):  # the cheap questions first: this is asked in every step
+            return None
         calls: list[_GroupCall] = []
         params: list[Tensor] = []
         for group in optimizer.param_groups:
             mine = [param for param in group["params"] if param.grad is not None]
+            if not all(map(_is_plain, mine)):
+                return None
             names = _STATES[optimizer.base] if optimizer.base != "sgd" or group["momentum"] != 0.0 else ()
             states = [optimizer.state.get(param, {}) for param in mine]
             if not names or any(name not in state for state in states for name in names):
                 return None
-            projections = [optimizer.projection_of(param) for param in mine]
-            if len({state.get("step") for state in states}) > 1 or not all(map(_is_plain, mine)):
+            if len({state.get("step") for state in states}) > 1:
                 return None
+            projections = [optimizer.projection_of(param) for param in mine]
             packed, kept = pack_projections(
                 mine,
                 [projection.basis for projection in projections],
@@ -83,8 +87,7 @@ class Repetition:
             addresses = [_addresses(values) for values in tensors.values()]
             calls.append(_GroupCall(group, list(group["params"]), places, tensors, addresses, packed, kept))
             params += mine
-        one_kind = len({param.dtype for param in params}) == 1
-        return cls(optimizer, calls, params) if one_kind and optimizer.every == 1 and _one_radius(optimizer) else None
+        return cls(optimizer, calls, params) if len({param.dtype for param in params}) == 1 else None
 
     def gradients(self, optimizer: SAM) -> list[int] | None:
         """Return the addresses of the present gradients; None where anything else is not as it was."""
