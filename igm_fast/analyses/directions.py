@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from igm_fast.training.batches import derived_seed
+from igm_fast.data.seeds import derived_seed
 
 
 @contextmanager

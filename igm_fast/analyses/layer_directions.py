@@ -19,10 +19,10 @@ from igm_fast.analyses.directions import weights_kept
 from igm_fast.analyses.loaded_run import LoadedRun, layer_weight
 from igm_fast.analyses.objective import Objective
 from igm_fast.covariance import ActivationCovariance
+from igm_fast.data.seeds import derived_seed
 from igm_fast.layers import observable_layers
 from igm_fast.methods.base import Batch
 from igm_fast.reports import figures
-from igm_fast.training.batches import derived_seed
 
 STEP = 0.1  # ‖Δ‖ as a share of ‖W‖
 DIRECTIONS = 24

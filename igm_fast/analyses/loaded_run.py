@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from igm_fast.data import MultimodalData
+from igm_fast.data.seeds import derived_seed
 from igm_fast.evaluate import rebuild
 from igm_fast.methods.base import Batch, Method
 from igm_fast.methods.mla import Mla
 from igm_fast.models import MultimodalModel
 from igm_fast.names import nearest
-from igm_fast.training.batches import derived_seed
 from igm_fast.training.config import TrainConfig, from_flat, read_yaml
 from igm_fast.training.run_folder import RunFolder
 

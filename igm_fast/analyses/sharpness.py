@@ -41,9 +41,9 @@ from igm_fast.analyses.loaded_run import (
     positive_numbers,
 )
 from igm_fast.analyses.objective import Objective
+from igm_fast.data.seeds import derived_seed
 from igm_fast.reports import figures
 from igm_fast.reports.statistics import summarize
-from igm_fast.training.batches import derived_seed
 
 KIND = "runs"
 M_SAM_BATCH = 128

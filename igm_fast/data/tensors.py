@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -72,9 +72,7 @@ def from_tensors(
         for part, (inputs, labels) in (("train", train), ("validation", validation), ("test", test))
     }
     names = parts["train"].modalities
-    for argument, given in (("kinds", kinds or {}), ("vocabularies", vocabularies or {})):
-        if unknown := set(given) - set(names):
-            raise ValueError(f"{argument} names {sorted(unknown)}, but the modalities are {names}; correct the names")
+    check_named(names, kinds=kinds, vocabularies=vocabularies)
     for part, dataset in parts.items():
         if dataset.modalities != names:
             raise ValueError(
@@ -116,13 +114,7 @@ def _spec(
     name: str, parts: Sequence[Tensor], kinds: Mapping[str, Kind], vocabularies: Mapping[str, int]
 ) -> ModalitySpec:
     shape = tuple(parts[0].shape[1:])
-    guesses: dict[int, Kind] = {1: "vector", 2: "sequence", 3: "image", 4: "image"}
-    kind = kinds.get(name) or ("tokens" if parts[0].dtype == torch.int64 else guesses.get(len(shape)))
-    if kind is None:
-        raise ValueError(
-            f"modality {name!r} has samples of shape {shape}; expected 1 (vector), 2 (sequence), 3 (image) or 4 "
-            "(frames) dimensions. Reshape it"
-        )
+    kind = kinds.get(name) or guessed_kind(name, shape, parts[0].dtype)
     vocabulary = vocabularies.get(name)
     if kind == "tokens" and vocabulary is None:
         vocabulary = 1 + max(int(part.max()) for part in parts)
@@ -156,10 +148,44 @@ def _channel_statistics(samples: Tensor, spec: ModalitySpec) -> tuple[Tensor, Te
 
 def _fingerprint(parts: Mapping[str, MultimodalDataset]) -> str:
     """Return the sha256 over values, labels and their division into parts, in little-endian bytes."""
+    return sha256_of_parts((part, dataset.inputs, dataset.labels) for part, dataset in parts.items())
+
+
+def check_named(modalities: Sequence[str], **arguments: Mapping[str, Any] | None) -> None:
+    """Raise a ValueError unless each argument's keys are modalities."""
+    for argument, given in arguments.items():
+        if unknown := set(given or {}) - set(modalities):
+            raise ValueError(
+                f"{argument} names {sorted(unknown)}, but the modalities are {list(modalities)}; correct the names"
+            )
+
+
+def guessed_kind(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Kind:
+    """Return what a modality with samples of this shape is, where nobody says otherwise.
+
+    Raises:
+        ValueError: samples of no or more than four dimensions.
+    """
+    guesses: dict[int, Kind] = {1: "vector", 2: "sequence", 3: "image", 4: "image"}
+    kind = "tokens" if dtype == torch.int64 else guesses.get(len(shape))
+    if kind is None:
+        raise ValueError(
+            f"modality {name!r} has samples of shape {shape}; expected 1 (vector), 2 (sequence), 3 (image) or 4 "
+            "(frames) dimensions. Reshape it"
+        )
+    return kind
+
+
+def sha256_of_parts(parts: Iterable[tuple[str, Mapping[str, Tensor], Tensor]]) -> str:
+    """Return the sha256 over names, types, shapes and values of each part's inputs and labels, in little-endian bytes.
+
+    Args:
+        parts: name, inputs by modality, labels.
+    """
     digest = hashlib.sha256()
-    for part, dataset in parts.items():
-        for name, samples in (*dataset.inputs.items(), ("labels", dataset.labels)):
-            array = np.ascontiguousarray(samples.numpy())
+    for part, inputs, labels in parts:
+        for name, values in (*inputs.items(), ("labels", labels)):
+            array = np.ascontiguousarray(values.numpy())
             digest.update(f"{part}/{name} {array.dtype.name} {array.shape}\n".encode())
             digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
     return digest.hexdigest()

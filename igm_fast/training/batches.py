@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from igm_fast.data import BadFile, LazyDataset, MultimodalDataset, PartDataset
-from igm_fast.data.seeds import derived_seed as derived_seed  # for callers of this module
+from igm_fast.data.seeds import derived_seed
 from igm_fast.methods.base import Batch
 
 # A batch that is only looked at holds at most this many bytes of a data set that is read from files.

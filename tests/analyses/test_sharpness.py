@@ -13,7 +13,7 @@ from igm_fast.analyses import sharpness
 from igm_fast.analyses.layer_directions import DRAWS, STEP, Rise, layer_rises, rises_along
 from igm_fast.analyses.loaded_run import branch_loss, fixed_samples, load_run
 from igm_fast.analyses.objective import Objective
-from igm_fast.training.batches import derived_seed
+from igm_fast.data.seeds import derived_seed
 
 BRANCH = "morphological"  # 6 inputs: 218 weights at width 8
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from igm_fast.data.dataset import Kind, ModalitySpec, MultimodalData
 from igm_fast.data.lazy import LazyDataset
 from igm_fast.data.seeds import derived_seed
+from igm_fast.data.tensors import check_named, guessed_kind, sha256_of_parts
 
 Sample: TypeAlias = "tuple[Mapping[str, Any], Any]"
-
-_KINDS_BY_RANK: dict[int, Kind] = {1: "vector", 2: "sequence", 3: "image", 4: "image"}
 
 
 class Samples(Protocol):
@@ -122,9 +119,7 @@ def from_datasets(
         if len(samples) == 0:
             raise ValueError(f"the {part} part has no sample; expected at least one")
     first, _ = _sample(train, "train", 0, seed, None)
-    for argument, named in (("kinds", kinds), ("vocabularies", vocabularies), ("encoders", encoders)):
-        if unknown := set(named or {}) - set(first):
-            raise ValueError(f"{argument} names {sorted(unknown)}, but the modalities are {list(first)}; correct them")
+    check_named(list(first), kinds=kinds, vocabularies=vocabularies, encoders=encoders)
     specs = tuple(
         _spec(modality, x, kinds or {}, vocabularies or {}, (encoders or {}).get(modality, "small"))
         for modality, x in first.items()
@@ -204,12 +199,7 @@ def _check_sample(x: Tensor, spec: ModalitySpec, where: str) -> None:
 def _spec(
     name: str, x: Tensor, kinds: Mapping[str, Kind], vocabularies: Mapping[str, int], encoder: str
 ) -> ModalitySpec:
-    kind = kinds.get(name) or ("tokens" if x.dtype == torch.int64 else _KINDS_BY_RANK.get(x.ndim))
-    if kind is None:
-        raise ValueError(
-            f"modality {name!r} has samples of shape {tuple(x.shape)}; expected 1 (vector), 2 (sequence), 3 (image) or "
-            "4 (frames) dimensions. Reshape it"
-        )
+    kind = kinds.get(name) or guessed_kind(name, tuple(x.shape), x.dtype)
     if kind == "tokens" and name not in vocabularies:
         raise ValueError(
             f"modality {name!r} holds integers, so token ids; expected their number in vocabularies={{{name!r}: N}}, "
@@ -230,11 +220,4 @@ def _labels(samples: Samples, part: str, seed: int) -> Tensor:
 
 def _fingerprint(parts: Mapping[str, WrappedDataset]) -> str:
     """Return the sha256 over all labels and the first sample of each part; the others are read in their turn."""
-    digest = hashlib.sha256()
-    for part, dataset in parts.items():
-        inputs, _ = dataset[0]
-        for name, x in (*inputs.items(), ("labels", dataset.labels)):
-            array = np.ascontiguousarray(x.numpy())
-            digest.update(f"{part}/{name} {array.dtype.name} {array.shape}\n".encode())
-            digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
-    return digest.hexdigest()
+    return sha256_of_parts((part, dataset[0][0], dataset.labels) for part, dataset in parts.items())
