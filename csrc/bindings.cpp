@@ -185,7 +185,7 @@ py::list lag_plan_items(const igm::LagProblem& problem, int64_t max_grid) {
             entry["shared_bytes"] = plan.batches[batch].products.shared_bytes;
             entry["first_block"] = item.first_block;
             entry["first_unit"] = item.first_unit;
-            entry["first_tile"] = item.first_tile;
+            entry["first_quarter"] = item.first_quarter;
             entry["extent"] = std::vector<int>(item.extent, item.extent + 3);
             entry["inside"] = std::vector<int>(item.inside, item.inside + 3);
             entry["window"] = std::vector<int>(item.window, item.window + 4);

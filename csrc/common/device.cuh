@@ -28,6 +28,12 @@ IGM_DEVICE void barrier() { __syncthreads(); }
 // Within a warp; every lane takes part.
 IGM_DEVICE int lane_index() { return thread_index() % kWarp; }
 IGM_DEVICE int warp_index() { return thread_index() / kWarp; }
+// The value, of which the compiler knows nothing: it makes what depends on it anew in each turn of a loop, instead of
+// keeping it in registers that are needed elsewhere.
+IGM_DEVICE int opaque(int value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
 IGM_DEVICE void warp_barrier() { __syncwarp(); }
 template <class T>
 IGM_DEVICE T shuffle_xor(T value, int mask) {

@@ -12,6 +12,8 @@
 // from memory, with no transposition on the way. With stride % 32 == 8 (4-byte elements) or stride % 64 == 8 (2-byte
 // elements) no two lanes meet in a bank.
 //
+// A tile of 16 columns is loaded at once (load_b) and multiplied in halves of 8 (columns).
+//
 // The sums of a 16×16 tile, sums[half][i]: row g + 8·(i / 2), column 8·half + 2t + i % 2, with g = lane / 4 and
 // t = lane % 4.
 
@@ -33,6 +35,9 @@ struct UnitHalf {
     struct B {
         unsigned words[4];  // two fragments of 8 columns
     };
+    struct Columns {
+        unsigned words[2];
+    };
 
     // `tile` is the element at depth 0 and row (or column) 0.
     static IGM_DEVICE A load_a(const T* tile, int stride) {
@@ -47,11 +52,9 @@ struct UnitHalf {
         load_matrices_transposed(b.words, tile + depth * stride + column);
         return b;
     }
-    static IGM_DEVICE void multiply(float (&sums)[2][4], const A& a, const B& b) {
-        for (int half = 0; half < 2; ++half) {
-            const unsigned columns[2] = {b.words[2 * half], b.words[2 * half + 1]};
-            mma(T{}, sums[half], a.words, columns);
-        }
+    static IGM_DEVICE Columns columns(const B& b, int half) { return {{b.words[2 * half], b.words[2 * half + 1]}}; }
+    static IGM_DEVICE void multiply(float (&sums)[4], const A& a, const Columns& b) {
+        mma(T{}, sums, a.words, b.words);
     }
 };
 
@@ -81,6 +84,9 @@ struct UnitTf32 {
         unsigned words[4];
     };
     using B = A;
+    struct Columns {
+        unsigned words[2];
+    };
 
     static IGM_DEVICE A load_a(const float* tile, int stride) {
         float values[4];
@@ -92,11 +98,9 @@ struct UnitTf32 {
         detail::load_columns(values, tile, stride);
         return round(values);
     }
-    static IGM_DEVICE void multiply(float (&sums)[2][4], const A& a, const B& b) {
-        for (int half = 0; half < 2; ++half) {
-            const unsigned columns[2] = {b.words[2 * half], b.words[2 * half + 1]};
-            mma(Tf32{}, sums[half], a.words, columns);
-        }
+    static IGM_DEVICE Columns columns(const B& b, int half) { return {{b.words[2 * half], b.words[2 * half + 1]}}; }
+    static IGM_DEVICE void multiply(float (&sums)[4], const A& a, const Columns& b) {
+        mma(Tf32{}, sums, a.words, b.words);
     }
 
   private:
@@ -120,41 +124,48 @@ struct UnitTf32x3 {
     struct A {
         unsigned big[4], small[4];
     };
-    using B = A;
+    struct B {
+        float values[4];
+    };
+    struct Columns {
+        unsigned big[2], small[2];
+    };
 
     static IGM_DEVICE A load_a(const float* tile, int stride) {
         float values[4];
         detail::load_rows(values, tile, stride);
-        return split(values);
+        A a;
+        for (int i = 0; i < 4; ++i) {
+            split(values[i], a.big[i], a.small[i]);
+        }
+        return a;
     }
     static IGM_DEVICE B load_b(const float* tile, int stride) {
-        float values[4];
-        detail::load_columns(values, tile, stride);
-        return split(values);
+        B b;
+        detail::load_columns(b.values, tile, stride);
+        return b;
     }
-    static IGM_DEVICE void multiply(float (&sums)[2][4], const A& a, const B& b) {
-        for (int half = 0; half < 2; ++half) {
-            const unsigned big[2] = {b.big[2 * half], b.big[2 * half + 1]};
-            const unsigned small[2] = {b.small[2 * half], b.small[2 * half + 1]};
-            float product[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-            mma(Tf32{}, product, a.small, big);
-            mma(Tf32{}, product, a.big, small);
-            mma(Tf32{}, product, a.big, big);
-            for (int i = 0; i < 4; ++i) {
-                sums[half][i] += product[i];
-            }
+    static IGM_DEVICE Columns columns(const B& b, int half) {
+        Columns columns;
+        for (int i = 0; i < 2; ++i) {
+            split(b.values[2 * half + i], columns.big[i], columns.small[i]);
+        }
+        return columns;
+    }
+    static IGM_DEVICE void multiply(float (&sums)[4], const A& a, const Columns& b) {
+        float product[4];
+        mma_from_zero(Tf32{}, product, a.small, b.big);
+        mma(Tf32{}, product, a.big, b.small);
+        mma(Tf32{}, product, a.big, b.big);
+        for (int i = 0; i < 4; ++i) {
+            sums[i] += product[i];
         }
     }
 
   private:
-    static IGM_DEVICE A split(const float (&values)[4]) {
-        A parts;
-        for (int i = 0; i < 4; ++i) {
-            const Tf32 big = to_tf32(values[i]);
-            parts.big[i] = big.bits;
-            parts.small[i] = to_tf32(values[i] - bit_cast<float>(big.bits)).bits;
-        }
-        return parts;
+    static IGM_DEVICE void split(float value, unsigned& big, unsigned& small) {
+        big = to_tf32(value).bits;
+        small = to_tf32(value - bit_cast<float>(big)).bits;
     }
 };
 
@@ -168,6 +179,9 @@ struct UnitPlain {
     };
     struct B {
         T values[kDepth][4];
+    };
+    struct Columns {
+        T values[kDepth][2];
     };
 
     static IGM_DEVICE A load_a(const T* tile, int stride) {
@@ -188,12 +202,19 @@ struct UnitPlain {
         }
         return b;
     }
-    static IGM_DEVICE void multiply(T (&sums)[2][4], const A& a, const B& b) {
+    static IGM_DEVICE Columns columns(const B& b, int half) {
+        Columns columns;
         for (int depth = 0; depth < kDepth; ++depth) {
-            for (int half = 0; half < 2; ++half) {
-                for (int i = 0; i < 4; ++i) {
-                    sums[half][i] += a.values[depth][i / 2] * b.values[depth][2 * half + i % 2];
-                }
+            for (int i = 0; i < 2; ++i) {
+                columns.values[depth][i] = b.values[depth][2 * half + i];
+            }
+        }
+        return columns;
+    }
+    static IGM_DEVICE void multiply(T (&sums)[4], const A& a, const Columns& b) {
+        for (int depth = 0; depth < kDepth; ++depth) {
+            for (int i = 0; i < 4; ++i) {
+                sums[i] += a.values[depth][i / 2] * b.values[depth][i % 2];
             }
         }
     }

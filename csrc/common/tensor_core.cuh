@@ -56,6 +56,15 @@ IGM_DEVICE void mma(Tf32, float (&d)[4], const unsigned (&a)[4], const unsigned 
             "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])));
 }
 
+// D = A B.
+IGM_DEVICE void mma_from_zero(Tf32, float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    IGM_TENSOR_CORE(
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+            "{%10,%10,%10,%10};" : "=f"(d[0]),
+            "=f"(d[1]), "=f"(d[2]), "=f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]),
+            "f"(0.0f)));
+}
+
 // Four 8×8 matrices of 16-bit elements from shared memory, each transposed: lane l gives the 16-byte-aligned address of
 // row l % 8 of matrix l / 8 and gets, of matrix i, the elements (2t, g) and (2t+1, g) in r[i].
 IGM_DEVICE void load_matrices_transposed(unsigned (&r)[4], const void* shared_row) {

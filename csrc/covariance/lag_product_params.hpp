@@ -4,34 +4,35 @@
 
 namespace igm {
 
-// A block multiplies 64 channels by 32. Four warps: each has 32 × 32 of them, two share the lags of either half.
-constexpr int kLagTile = 32;
-constexpr int kLagLeft = 2 * kLagTile;
-constexpr int kLagRight = kLagTile;
-constexpr int kLagTileEntries = kLagTile * kLagTile;
-constexpr int kLagWarps = 2;     // that share the lags of a 32 × 32 tile
-constexpr int kLagsPerWarp = 6;  // 192 sums per thread
-constexpr int kMostLags = kLagWarps * kLagsPerWarp;
-constexpr int kLagThreads = 32 * 2 * kLagWarps;
-constexpr int kLagResident = 2;  // blocks per multiprocessor: 255 registers
+// A block multiplies 64 channels by 64. Eight warps: two sides, a half of the tile each, and four that share the lags.
+constexpr int kLagTile = 64;
+constexpr int kLagSides = 2;
+constexpr int kLagRoles = 4;
+constexpr int kLagsPerWarp = 3;  // 192 sums per thread
+constexpr int kMostLags = kLagRoles * kLagsPerWarp;
+constexpr int kLagThreads = 32 * kLagSides * kLagRoles;
+constexpr int kLagResident = 1;  // blocks per multiprocessor: 255 registers
+
+// Partial sums lie in quarters of a tile.
+constexpr int kLagQuarter = kLagTile / 2;
+constexpr int kLagQuarterEntries = kLagQuarter * kLagQuarter;
 
 // Elements between positions in shared memory: what matrix_unit.cuh wants at 4 bytes, and at 2 bytes eight rows of 16
 // bytes fall on different banks, too.
-constexpr int kLagLeftStride = kLagLeft + 8;
-constexpr int kLagRightStride = kLagRight + 8;
+constexpr int kLagStride = kLagTile + 8;
 
-constexpr int kLagReduceThreads = 64;  // a quarter of a 32 × 32 tile, four entries each
-constexpr int kLagReduceBlocks = kLagTileEntries / 4 / kLagReduceThreads;
+constexpr int kLagReduceThreads = 64;  // a quarter of a quarter, four entries each
+constexpr int kLagReduceBlocks = kLagQuarterEntries / 4 / kLagReduceThreads;
 constexpr int kLagAssembleThreads = 256;
-constexpr int kLagAssembleTile = 100;  // entries of out along an edge of a block: at most 40 KiB of shared memory
+constexpr int kLagAssembleTile = 96;  // entries of out along an edge of a block: three warps
 constexpr int kLagMostTaps = kLagAssembleTile;
 
 // Lags that share their operands: the input or a part of it where some axes are held at a coordinate, seen as a row of
 // positions (sample, z, y, x) with `gap` imagined zeros behind every axis, so that a lag is one shift of all positions.
 struct LagItem {
-    int first_block;       // of lag_product_kernel
-    int first_unit;        // of lag_reduce_kernel
-    long long first_tile;  // in the partial sums
+    int first_block;          // of lag_product_kernel
+    int first_unit;           // of lag_reduce_kernel
+    long long first_quarter;  // in the partial sums
 
     int extent[3];  // of the axes z, y, x with their gaps; 1 where the axis is held
     int inside[3];  // without
@@ -49,7 +50,7 @@ struct LagItem {
 
     int lags;
     int lags_per_warp;
-    int parts;             // warps that share the positions of one lag: 1 or kLagWarps
+    int parts;             // warps that share the positions of one lag: 1, 2 or 4
     int only_lower;        // the product is symmetric: tiles above the diagonal are left out
     int shift[kMostLags];  // in positions, less the smallest one
     int term[kMostLags];
@@ -64,13 +65,14 @@ struct LagProduct {
     int count;
     int terms;
     const void* input;
-    float* partials;  // [tiles][32 × 32 in the order of the matrix unit's sums]
-    float* products;  // [groups][terms][channels][channels]
+    float* partials;  // [tiles][lags][4 quarters][32 × 32 in the order of the matrix unit's sums]
+    float* products;  // [groups][terms][channels][pitch]
     int stride[4];    // sample, z, y, x
     int group_stride;
     int samples;
     int groups;
     int channels;
+    int pitch;           // channels, rounded up to fours
     int chunk;           // positions: a multiple of 16
     int stage_elements;  // of one chunk of both operands in shared memory
     int stage_rows;
@@ -87,6 +89,7 @@ struct LagAssembly {
     float one_per_taps;
     int terms;
     int channels;
+    int pitch;
     int taps;
     int log2_tile;  // of the channels of a tile
     int side;       // tiles

@@ -1,8 +1,11 @@
 #include "covariance/lag_product_plan.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <functional>
 #include <limits>
 #include <map>
+#include <queue>
 #include <utility>
 
 #include "common/parallel.hpp"
@@ -15,8 +18,10 @@ namespace {
 constexpr int64_t kMostExtent = 1 << 19;
 constexpr int64_t kMostInt = std::numeric_limits<int>::max();
 
-// A block costs about this many products of 16 × 8 × 16 for every row that it copies.
-constexpr double kCopiedRow = 0.1;
+// Costs of a block, in products of 16 × 8 × 16 by one of its warps: for every row that it copies, and for the partial
+// sums of a lag that it leaves behind.
+constexpr double kCopiedRow = 0.3;
+constexpr double kStoredLag = 180;
 
 using Shift = std::array<int, 3>;
 
@@ -27,15 +32,14 @@ struct Group {
     std::vector<std::pair<Shift, int>> lags;  // and their terms; in the order of the shifts
 };
 
-struct Tiles {
-    int64_t left;
-    int64_t right;
-    int64_t count() const { return left * right; }
-};
-
-Tiles tiles_of(const LagProblem& problem) {
-    return {divide_up(problem.channels, kLagLeft), divide_up(problem.channels, kLagRight)};
+// Pairs of tiles, in all groups.
+int64_t pairs_of(const LagProblem& problem) {
+    const int64_t side = divide_up(problem.channels, kLagTile);
+    return problem.groups * side * side;
 }
+
+// Of the rows of products, whose entries are written in fours.
+int64_t pitch_of(const LagProblem& problem) { return divide_up(problem.channels, 4) * 4; }
 
 int element_bytes(const LagProblem& problem) { return problem.dtype == DType::kFloat32 ? 4 : 2; }
 
@@ -101,8 +105,6 @@ LagItem make_item(const LagProblem& problem, const Group& group, size_t first, s
     item.window[0] = static_cast<int>(rest);
     item.rows = static_cast<int>(std::min(chunk + most - least, kMostInt));
     item.only_lower = item.lags == 1 && group.left == group.right && group.lags[first].first == Shift{0, 0, 0};
-    item.parts = item.lags <= kLagsPerWarp ? kLagWarps : 1;
-    item.lags_per_warp = static_cast<int>(divide_up(item.lags, kLagWarps / item.parts));
 
     // Planes as runs of their own leave out the zeros between them, but end in chunks that are not full.
     const int64_t lines = static_cast<int64_t>(item.extent[1]) * item.extent[2];
@@ -112,37 +114,88 @@ LagItem make_item(const LagProblem& problem, const Group& group, size_t first, s
     const int64_t steps_all = divide_up(all, 16) + divide_up(all, chunk);
     const int64_t steps_planes = runs * (divide_up(plane, 16) + divide_up(plane, chunk));
     const bool by_planes = steps_planes < steps_all;
-    IGM_EXPECT(all + kLagLeft <= kMostInt && lines <= kMostInt, text("lag products over ", all, " positions"),
+    IGM_EXPECT(all + chunk <= kMostInt && lines <= kMostInt, text("lag products over ", all, " positions"),
                text("at most ", kMostInt), "Feed fewer samples at a time.");
     item.planes = by_planes ? item.inside[0] : 1;
     item.run_length = static_cast<int>(by_planes ? plane : all);
     item.run_chunks = static_cast<int>(divide_up(item.run_length, chunk));
     item.chunks = static_cast<int>((by_planes ? runs : 1) * item.run_chunks);
+    // What warps that share positions have to add up is not worth it for a few chunks.
+    const int free_roles = item.chunks < kLagRoles ? 1 : kLagRoles / item.lags;
+    item.parts = free_roles >= 4 ? 4 : free_roles >= 2 ? 2 : 1;
+    item.lags_per_warp = static_cast<int>(divide_up(item.lags, kLagRoles / item.parts));
     return item;
 }
 
-int64_t stage_elements(int64_t chunk, int64_t rows) { return chunk * kLagLeftStride + rows * kLagRightStride; }
+int64_t stage_elements(int64_t chunk, int64_t rows) { return (chunk + rows) * kLagStride; }
 
 // The dynamic shared memory of lag_product_kernel: two stages, two tables, four starts; and the exchange of sums.
 int64_t shared_bytes(const LagProblem& problem, int64_t chunk, int64_t rows) {
-    constexpr int64_t kStarts = 4 * 5 * sizeof(int);
+    constexpr int64_t kStarts = 4 * 7 * sizeof(int);
     return 2 * stage_elements(chunk, rows) * element_bytes(problem) + 2 * (chunk + rows) * 4 + kStarts;
 }
 
 int64_t exchange_bytes(const LagItem& item) {
-    return item.parts > 1 ? int64_t{2} * item.lags * kLagTileEntries * 4 : 0;
+    return item.parts > 1 ? int64_t{item.lags} * kLagTile * kLagTile * 4 : 0;
 }
 
-// Cost of one chunk, in products of 16 × 8 × 16.
 double chunk_cost(const LagItem& item, int64_t chunk) {
-    return static_cast<double>(chunk) / 16 * 8 * item.lags_per_warp / item.parts +
-           kCopiedRow * static_cast<double>(2 * chunk + item.rows);
+    return static_cast<double>(chunk) * item.lags_per_warp / item.parts +
+           kCopiedRow * static_cast<double>(chunk + item.rows);
 }
 
-// The largest power of two of channels whose entries fit a block of lag_assemble_kernel, up to a warp.
+// Into how many blocks each item is cut, for every pair of tiles: of several ways, the one after which a device that
+// gives the next block to the first multiprocessor that is free ends first.
+void choose_splits(std::vector<LagItem>& items, int64_t pairs, int64_t chunk, int64_t multiprocessors) {
+    constexpr int64_t kMostBlocks = 4096;  // of the schedule that is made up
+    double cost = 0;
+    for (const LagItem& item : items) {
+        cost += item.chunks * chunk_cost(item, chunk);
+    }
+    const double fair = cost * static_cast<double>(pairs) / static_cast<double>(multiprocessors);
+    double least = std::numeric_limits<double>::infinity();
+    std::vector<int> best(items.size()), splits(items.size());
+    for (const double share : {1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25}) {
+        std::vector<std::pair<double, int64_t>> blocks;  // costs, and how many cost that
+        int64_t count = 0;
+        double stored = 0;
+        for (size_t i = 0; i < items.size(); ++i) {
+            const double whole = items[i].chunks * chunk_cost(items[i], chunk);
+            splits[i] = static_cast<int>(
+                std::clamp<int64_t>(static_cast<int64_t>(std::ceil(whole / (share * fair))), 1, items[i].chunks));
+            blocks.emplace_back(whole / splits[i] + kStoredLag * items[i].lags, pairs * splits[i]);
+            stored += kStoredLag * items[i].lags * static_cast<double>(pairs * splits[i]);
+            count += pairs * splits[i];
+        }
+        double end = fair + stored / static_cast<double>(multiprocessors);
+        if (count <= kMostBlocks) {
+            std::priority_queue<double, std::vector<double>, std::greater<double>> free;
+            for (int64_t i = 0; i < multiprocessors; ++i) {
+                free.push(0.0);
+            }
+            for (const auto& [length, times] : blocks) {
+                for (int64_t i = 0; i < times; ++i) {
+                    const double from = free.top();
+                    free.pop();
+                    free.push(from + length);
+                    end = std::max(end, from + length);
+                }
+            }
+        }
+        if (end < least) {
+            least = end;
+            best = splits;
+        }
+    }
+    for (size_t i = 0; i < items.size(); ++i) {
+        items[i].splits = best[i];
+    }
+}
+
+// The largest power of two of channels whose entries fit a block of lag_assemble_kernel, up to a thread for each pair.
 int log2_assembled(const LagProblem& problem) {
     int log2_tile = 0;
-    while (log2_tile < 5 && (problem.taps << (log2_tile + 1)) <= kLagAssembleTile) {
+    while (log2_tile < 4 && (problem.taps << (log2_tile + 1)) <= kLagAssembleTile) {
         ++log2_tile;
     }
     return log2_tile;
@@ -186,7 +239,7 @@ void check(const LagProblem& problem) {
     }
     IGM_EXPECT(problem.taps <= kLagMostTaps, text("a kernel of ", problem.taps, " taps"),
                text("at most ", kLagMostTaps), "Use the form that multiplies patches.");
-    const int64_t numbers = static_cast<int64_t>(problem.terms.size()) * problem.channels * problem.channels;
+    const int64_t numbers = static_cast<int64_t>(problem.terms.size()) * problem.channels * pitch_of(problem);
     IGM_EXPECT(numbers <= kMostInt, text("products of ", numbers, " numbers"), text("at most ", kMostInt),
                "Use the form that multiplies patches.");
     IGM_EXPECT(whole, "strides that are no multiples of 16 bytes", "channels-last, padded to 16 bytes",
@@ -203,40 +256,34 @@ void check(const LagProblem& problem) {
 LagProductPlan lag_product_plan(const LagProblem& problem, const DeviceLimits& limits) {
     check(problem);
     LagProductPlan plan{};
-    const Tiles tiles = tiles_of(problem);
-    // 64 positions where twice as many right rows fit: with fewer, what lags reach beyond a chunk is most of the
-    // copies.
-    plan.chunk = shared_bytes(problem, 64, 128) <= problem.shared_bytes ? 64 : 32;
+    const int64_t pairs = pairs_of(problem);
+    // The most positions for which twice as many right rows fit: with fewer, what lags reach beyond a chunk is most of
+    // the copies.
+    plan.chunk = 128;
+    while (plan.chunk > 32 && shared_bytes(problem, plan.chunk, 2 * plan.chunk) > problem.shared_bytes) {
+        plan.chunk /= 2;
+    }
     std::vector<LagItem> items = make_items(problem, plan.chunk);
     IGM_EXPECT(shared_bytes(problem, plan.chunk, plan.chunk) <= problem.shared_bytes,
                text(problem.shared_bytes, " bytes of shared memory"),
                text("at least ", shared_bytes(problem, plan.chunk, plan.chunk)),
                "Use the form that multiplies patches.");
-    double cost = 0;
-    for (const LagItem& item : items) {
-        cost += item.chunks * chunk_cost(item, plan.chunk);
-    }
-    // Every pair of tiles gets its share of the blocks that run at once.
-    const int64_t at_once = kLagResident * problem.multiprocessors;
-    const double per_block = cost / static_cast<double>(divide_up(at_once, problem.groups * tiles.count()));
-    int64_t first_tile = 0;
+    choose_splits(items, pairs, plan.chunk, kLagResident * problem.multiprocessors);
+    int64_t first_quarter = 0;
     for (size_t first = 0; first < items.size(); first += kLagItems) {
         LagProductPlan::Batch batch{};
         const size_t last = std::min(items.size(), first + kLagItems);
         int64_t blocks = 0, units = 0, rows = 0, exchange = 0;
         for (size_t i = first; i < last; ++i) {
             LagItem item = items[i];
-            const double splits = item.chunks * chunk_cost(item, plan.chunk) / per_block;
-            item.splits = static_cast<int>(std::clamp<int64_t>(static_cast<int64_t>(splits), 1, item.chunks));
             IGM_EXPECT(blocks <= kMostInt && units <= kMostInt / kLagReduceBlocks, text(units, " tiles of products"),
                        text("at most ", kMostInt / kLagReduceBlocks), "Use the form that multiplies patches.");
             item.first_block = static_cast<int>(blocks);
             item.first_unit = static_cast<int>(units);
-            item.first_tile = first_tile;
-            const int64_t per_split = problem.groups * tiles.count();
-            blocks += per_split * item.splits;
-            units += per_split * 2 * item.lags;
-            first_tile += per_split * item.splits * 2 * item.lags;
+            item.first_quarter = first_quarter;
+            blocks += pairs * item.splits;
+            units += pairs * 4 * item.lags;
+            first_quarter += pairs * item.splits * 4 * item.lags;
             rows = std::max<int64_t>(rows, item.rows);
             exchange = std::max(exchange, exchange_bytes(item));
             batch.items.push_back(item);
@@ -255,9 +302,9 @@ LagProductPlan lag_product_plan(const LagProblem& problem, const DeviceLimits& l
     plan.assembly = {problem.groups * (side + 1) * ((side + 1) / 2), kLagAssembleThreads,
                      tile * problem.taps * (tile * problem.taps | 1) * 4};
     check_plan("lag_assemble_kernel", plan.assembly, limits);
-    plan.partial_floats = first_tile * kLagTileEntries;
+    plan.partial_floats = first_quarter * kLagQuarterEntries;
     plan.workspace_floats = plan.partial_floats + problem.groups * static_cast<int64_t>(problem.terms.size()) *
-                                                      problem.channels * problem.channels;
+                                                      problem.channels * pitch_of(problem);
     return plan;
 }
 
@@ -287,6 +334,7 @@ Launches lag_product_launches(const LagProblem& problem, const LagBuffers& buffe
         params.samples = static_cast<int>(problem.samples);
         params.groups = static_cast<int>(problem.groups);
         params.channels = static_cast<int>(problem.channels);
+        params.pitch = static_cast<int>(pitch_of(problem));
         params.chunk = plan.chunk;
         params.stage_elements = batch.stage_elements;
         params.stage_rows = batch.stage_rows;
@@ -302,6 +350,7 @@ Launches lag_product_launches(const LagProblem& problem, const LagBuffers& buffe
                                1.0f / static_cast<float>(problem.taps),
                                static_cast<int>(problem.terms.size()),
                                static_cast<int>(problem.channels),
+                               static_cast<int>(pitch_of(problem)),
                                static_cast<int>(problem.taps),
                                log2_tile,
                                static_cast<int>(divide_up(problem.channels, 1 << log2_tile))};

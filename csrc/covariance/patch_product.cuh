@@ -164,8 +164,12 @@ struct WarpSums {
                     Unit::load_b(right + depth * Tiling::kRightStride + 16 * j, Tiling::kRightStride);
                 if (!kSkipZeros || any_lane(has_bits(b))) {
                     IGM_UNROLL
-                    for (int i = 0; i < kDown; ++i) {
-                        Unit::multiply(values[i][j], a[i], b);
+                    for (int half = 0; half < 2; ++half) {
+                        const typename Unit::Columns columns = Unit::columns(b, half);
+                        IGM_UNROLL
+                        for (int i = 0; i < kDown; ++i) {
+                            Unit::multiply(values[i][j][half], a[i], columns);
+                        }
                     }
                 }
             }

@@ -297,15 +297,21 @@ IGM_DEVICE void make_removed(const StepTile<T>& tile, Compute<T> complement, Com
                                   tile.columns, [](int) { return Real(1); });
         barrier();
         for (int at = 0; at < depth; at += Unit::kDepth) {
-            typename Unit::B columns[kAcross];
+            typename Unit::Columns columns[kAcross][2];
             for (int j = 0; j < kAcross; ++j) {
-                columns[j] = Unit::load_b(transpose + at * kTransposeStride + warp_column + 16 * j, kTransposeStride);
+                const typename Unit::B loaded =
+                    Unit::load_b(transpose + at * kTransposeStride + warp_column + 16 * j, kTransposeStride);
+                for (int half = 0; half < 2; ++half) {
+                    columns[j][half] = Unit::columns(loaded, half);
+                }
             }
             for (int i = 0; i < 2; ++i) {
                 const typename Unit::A rows =
                     Unit::load_a(product + at * kProductStride + warp_row + 16 * i, kProductStride);
                 for (int j = 0; j < kAcross; ++j) {
-                    Unit::multiply(sums[i][j], rows, columns[j]);
+                    for (int half = 0; half < 2; ++half) {
+                        Unit::multiply(sums[i][j][half], rows, columns[j][half]);
+                    }
                 }
             }
         }

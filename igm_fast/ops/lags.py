@@ -132,14 +132,14 @@ def _row_pairs(x: Tensor) -> dict[Operand, Tensor]:
 
 # ---- on a GPU --------------------------------------------------------------------------------------------------------
 
-# Dynamic shared memory of a block, by compute capability, so that a multiprocessor holds two of them.
-_SHARED_BYTES = {(8, 0): 80 << 10, (8, 7): 80 << 10, (9, 0): 99 << 10, (10, 0): 99 << 10, (10, 3): 99 << 10}
-_LEAST_SHARED_BYTES = 48 << 10
+# Dynamic shared memory that a block may have, by compute capability, less one KiB for what is static.
+_SHARED_BYTES = {(8, 0): 162 << 10, (8, 7): 162 << 10, (9, 0): 226 << 10, (10, 0): 226 << 10, (10, 3): 226 << 10}
+_LEAST_SHARED_BYTES = 98 << 10
 # More terms than this are borders of large kernels without padding, each of them a small product of its own.
 _MOST_TERMS = 1024
 # Products of patches must cost so much more: lags end in tiles and chunks that are not full, and write partial sums.
 _MARGIN = 1.3
-_LEFT_TILE, _RIGHT_TILE = 64, 32  # channels of a block, csrc/covariance/lag_product_params.hpp
+_TILE = 64  # channels of either side of a block, csrc/covariance/lag_product_params.hpp
 
 
 def lags_pay_cuda(patches: Patches, dtype: torch.dtype) -> bool:
@@ -162,9 +162,8 @@ def lags_pay_cuda(patches: Patches, dtype: torch.dtype) -> bool:
     if not possible:
         return False
     plan = lag_plan(window, patches.sizes, in_row_pairs=False)
-    tiles = math.ceil(channels / _LEFT_TILE) * math.ceil(channels / _RIGHT_TILE)
-    by_lags = plan.positions * input.shape[0] * tiles * _LEFT_TILE * _RIGHT_TILE
-    by_patches = patches.count * (math.ceil(patches.dim / _LEFT_TILE) * _LEFT_TILE) ** 2 / 2
+    by_lags = plan.positions * input.shape[0] * (math.ceil(channels / _TILE) * _TILE) ** 2
+    by_patches = patches.count * (math.ceil(patches.dim / _TILE) * _TILE) ** 2 / 2
     return len(plan.terms) <= _MOST_TERMS and _MARGIN * by_lags < by_patches
 
 

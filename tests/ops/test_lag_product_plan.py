@@ -16,7 +16,7 @@ from igm_fast.ops.lag_plan import LagPlan, Slice, lag_plan
 from igm_fast.ops.patches import Patches, Window, conv_patches
 
 MAX_GRID = 2**31 - 1
-LEFT, RIGHT = 64, 32
+TILE, QUARTER = 64, 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Case:
     groups: int = 1
     dtype: torch.dtype = torch.float32
     multiprocessors: int = 132
-    shared_bytes: int = 99 << 10
+    shared_bytes: int = 226 << 10
 
     @property
     def plan(self) -> LagPlan:
@@ -53,7 +53,7 @@ SAME = window((1, 3, 3))
 CASES = [
     Case(64, (1, 56, 56), SAME),
     Case(64, (1, 7, 7), SAME, 512),
-    Case(3, (1, 9, 50), SAME, 40, shared_bytes=48 << 10),
+    Case(3, (1, 9, 50), SAME, 40, shared_bytes=98 << 10),
     Case(3, (1, 9, 11), SAME, 40, 2, torch.bfloat16),
     Case(2, (1, 12, 12), window((1, 5, 5), 2)),
     Case(2, (4, 5, 6), window((3, 3, 3), 1)),
@@ -69,21 +69,22 @@ def test_every_product_is_made_once_and_blocks_fill_the_grid(case):
     items = problem.plan(MAX_GRID)
     terms = case.plan.terms
     assert sorted(term for item in items for term in item["terms"]) == list(range(len(terms)))
-    pairs = case.groups * math.ceil(case.channels / LEFT) * math.ceil(case.channels / RIGHT)
-    tiles = 0
+    pairs = case.groups * math.ceil(case.channels / TILE) ** 2
+    quarters = 0
     for _, batch in itertools.groupby(items, key=lambda item: item["batch"]):
         blocks = units = 0
         members = list(batch)
         for item in members:
-            assert (item["first_block"], item["first_unit"], item["first_tile"]) == (blocks, units, tiles)
+            assert (item["first_block"], item["first_unit"], item["first_quarter"]) == (blocks, units, quarters)
             assert 1 <= item["splits"] <= item["chunks"]
             lag_count = len(item["terms"])
             blocks += pairs * item["splits"]
-            units += pairs * 2 * lag_count
-            tiles += pairs * item["splits"] * 2 * lag_count
+            units += pairs * 4 * lag_count
+            quarters += pairs * item["splits"] * 4 * lag_count
         assert blocks == members[0]["blocks"]
         assert members[0]["shared_bytes"] <= case.shared_bytes
-    assert workspace == tiles * 1024 + len(terms) * case.groups * case.channels**2
+    pitch = math.ceil(case.channels / 4) * 4
+    assert workspace == quarters * QUARTER**2 + len(terms) * case.groups * case.channels * pitch
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -135,8 +136,28 @@ def test_a_3x3_kernel_fills_the_registers_with_twelve_lags():
     assert whole["parts"] == 1
     assert sorted(len(item["terms"]) for item in rest) == [1] * 5 + [3] * 4
     assert sum(item["only_lower"] for item in rest) == 5
-    # Two blocks for each of 132 multiprocessors, and the border's short ones.
-    assert 230 <= whole["blocks"] <= 290
+    assert [item["parts"] for item in rest if len(item["terms"]) == 3] == [1] * 4  # as many warps as lags
+    assert all(item["parts"] == 4 or item["chunks"] < 4 for item in rest if len(item["terms"]) == 1)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(56, 64), (28, 128), (14, 256), (7, 512)])
+@pytest.mark.parametrize("multiprocessors", [108, 132])
+def test_blocks_keep_all_multiprocessors_busy(size, channels, multiprocessors):
+    """The longest item's blocks come in whole waves, or nearly; the short ones fill what is left."""
+    case = Case(64, (1, size, size), SAME, channels, multiprocessors=multiprocessors)
+    whole = case.problem()[0].plan(MAX_GRID)[0]
+    blocks = math.ceil(channels / TILE) ** 2 * whole["splits"]
+    assert blocks / (math.ceil(blocks / multiprocessors) * multiprocessors) > 0.75
+
+
+def test_a_chunk_is_as_long_as_shared_memory_allows():
+    """Of 227, 163 and 99 KiB; halves take half the room."""
+    for dtype, expected in ((torch.float32, [128, 64, 32]), (torch.bfloat16, [128, 128, 64])):
+        chunks = []
+        for shared_bytes in (226 << 10, 162 << 10, 98 << 10):
+            (first, *_) = Case(8, (1, 56, 56), SAME, dtype=dtype, shared_bytes=shared_bytes).problem()[0].plan(MAX_GRID)
+            chunks.append(first["chunk"])
+        assert chunks == expected
 
 
 def test_numbers_beyond_32_bits_are_planned_or_refused():

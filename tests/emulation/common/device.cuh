@@ -111,6 +111,7 @@ inline bool any_thread(bool condition, emulation::Site site = emulation::Site::h
 
 inline int lane_index() { return thread_index() % kWarp; }
 inline int warp_index() { return thread_index() / kWarp; }
+inline int opaque(int value) { return value; }
 inline void warp_barrier(emulation::Site site = emulation::Site::here()) {
     emulation::meet_warp("warp_barrier", &site, [](void* const(&)[kWarp]) {}, site);
 }

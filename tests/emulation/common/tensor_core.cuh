@@ -57,6 +57,11 @@ inline void mma(Tf32, float (&d)[4], const unsigned (&a)[4], const unsigned (&b)
                 emulation::Site site = emulation::Site::here()) {
     emulation::multiply("mma of Tf32", d, a, b, emulation::complete_tf32, site);
 }
+inline void mma_from_zero(Tf32, float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
+                          emulation::Site site = emulation::Site::here()) {
+    d[0] = d[1] = d[2] = d[3] = 0.0f;
+    mma(Tf32{}, d, a, b, site);
+}
 
 // Round to nearest, ties away from zero, to 10 bits of mantissa.
 inline Tf32 to_tf32(float value, emulation::Site site = emulation::Site::here()) {

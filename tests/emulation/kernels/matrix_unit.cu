@@ -31,7 +31,9 @@ IGM_KERNEL IGM_BLOCKS(kWarp, 1) unit_product_kernel(const UnitProduct<Unit> para
     for (int depth = 0; depth < params.depth; depth += Unit::kDepth) {
         const auto rows = Unit::load_a(a + depth * params.stride, params.stride);
         const auto columns = Unit::load_b(b + depth * params.stride, params.stride);
-        Unit::multiply(sums, rows, columns);
+        for (int half = 0; half < 2; ++half) {
+            Unit::multiply(sums[half], rows, Unit::columns(columns, half));
+        }
     }
     for (int half = 0; half < 2; ++half) {
         for (int i = 0; i < 4; ++i) {

@@ -71,7 +71,9 @@ IGM_KERNEL IGM_BLOCKS(kThreads, 1) planted_kernel(const Planted params) {
             columns.words[1] = columns.words[2];
             columns.words[2] = other;
         }
-        UnitHalf<BFloat16>::multiply(sums, rows, columns);
+        for (int half = 0; half < 2; ++half) {
+            UnitHalf<BFloat16>::multiply(sums[half], rows, UnitHalf<BFloat16>::columns(columns, half));
+        }
         if (kDefect != Defect::kMissingSecondBarrier) {
             barrier();
         }
