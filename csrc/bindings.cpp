@@ -20,6 +20,7 @@
 #include "covariance/pack_patches.hpp"
 #include "covariance/patch_plan.hpp"
 #include "covariance/sketch.hpp"
+#include "covariance/stage_plan.hpp"
 #include "covariance/window_moments.hpp"
 #include "projector/inspect_symmetric.hpp"
 #include "projector/inspect_symmetric_plan.hpp"
@@ -117,8 +118,14 @@ py::dict patch_plan(const igm::PatchTask& task) {
     result["rounds"] = rounds;
     result["tile"] = py::make_tuple(plan.tile_rows, plan.tile_columns);
     result["tiles"] = py::make_tuple(plan.tiles_down, plan.tiles_across);
+    result["staged"] = plan.staged;
+    result["together"] = plan.together;
+    result["rows"] = plan.rows;
+    result["columns"] = plan.columns;
     result["partial_elements"] = plan.partial_elements;
     result["image_elements"] = plan.image_elements;
+    result["image_splits"] = plan.image_splits;
+    result["staged_bytes"] = plan.staged_bytes;
     return result;
 }
 
@@ -138,10 +145,8 @@ void bind_patches(py::module_& m) {
                 {tuning[0], tuning[1], tuning[2]}};
         }));
     m.def("patch_plan", &patch_plan);
-    m.def("patch_workspace", [](const igm::PatchTask& task) {
-        const igm::PatchPlan plan = igm::patch_plan(task);
-        return plan.partial_elements + plan.image_elements;
-    });
+    m.def("patch_workspace",
+          [](const igm::PatchTask& task) { return igm::patch_workspace_bytes(igm::patch_plan(task), task.sums); });
     m.def("patch_covariance_launches",
           [](const igm::PatchTask& task, uintptr_t out, double alpha, uintptr_t workspace) {
               return igm::patch_covariance_launches(task, reinterpret_cast<void*>(out), alpha,
@@ -266,6 +271,15 @@ void bind_covariance(py::module_& m) {
             igm::mirror_lower(reinterpret_cast<void*>(data), static_cast<igm::DType>(dtype), matrices, size, threads);
         },
         ReleaseGil());
+    m.def("mirror_launches", [](uintptr_t data, int dtype, int64_t matrices, int64_t size) {
+        return igm::mirror_launches(reinterpret_cast<void*>(data), static_cast<igm::DType>(dtype), matrices, size);
+    });
+    m.def("stage_input_launch", [](uintptr_t input, int dtype, Sizes<5> sizes, Sizes<5> strides, int64_t groups,
+                                   int64_t pitch, uintptr_t output) {
+        const igm::DType type = static_cast<igm::DType>(dtype);
+        return igm::stage_input_launch({reinterpret_cast<const void*>(input), type, sizes, strides}, groups, type,
+                                       pitch, reinterpret_cast<void*>(output));
+    });
     m.def(
         "add_conv_sketch",
         [](uintptr_t input, int input_dtype, Sizes<5> sizes, Sizes<5> strides, Sizes<3> kernel, Sizes<3> stride,

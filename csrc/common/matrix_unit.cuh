@@ -6,13 +6,15 @@
 //     UnitHalf<T>   BFloat16 or Float16         exact products, float32 sums             8.0
 //     UnitTf32      float                       both operands rounded to 11 bits         8.0
 //     UnitTf32x3    float                       a = big + small: three products          8.0
+//     UnitTf32x2    float, rows that are halves the same without a's small part: two     8.0
 //     UnitPlain<T>  float or double             fused multiply-add in T                  any
 //
 // Both tiles lie [depth][row or column], rows of `stride` elements: the layout in which patches and activations come
-// from memory, with no transposition on the way. With stride % 32 == 8 (4-byte elements) or stride % 64 == 8 (2-byte
+// from memory, with no transposition on the way. Left tiles of float can also lie [row][depth] (load_a_by_rows), with
+// stride % 8 == 4. With stride % 32 == 8 (4-byte elements) or stride % 64 == 8 (2-byte
 // elements) no two lanes meet in a bank.
 //
-// A tile of 16 columns is loaded at once (load_b) and multiplied in halves of 8 (columns).
+// A tile of 16 columns is loaded at once (load_b) and multiplied in halves of 8 (columns); load_columns loads a half.
 //
 // The sums of a 16×16 tile, sums[half][i]: row g + 8·(i / 2), column 8·half + 2t + i % 2, with g = lane / 4 and
 // t = lane % 4.
@@ -67,6 +69,14 @@ IGM_DEVICE void load_rows(float (&values)[4], const float* tile, int stride) {
     values[2] = first[4 * stride];
     values[3] = first[4 * stride + 8];
 }
+// The same of a tile that lies [row][depth].
+IGM_DEVICE void load_rows_by_rows(float (&values)[4], const float* tile, int stride) {
+    const float* first = tile + lane_index() / 4 * stride + lane_index() % 4;
+    values[0] = first[0];
+    values[1] = first[8 * stride];
+    values[2] = first[4];
+    values[3] = first[8 * stride + 4];
+}
 IGM_DEVICE void load_columns(float (&values)[4], const float* tile, int stride) {
     const float* first = tile + lane_index() % 4 * stride + lane_index() / 4;
     values[0] = first[0];
@@ -93,12 +103,21 @@ struct UnitTf32 {
         detail::load_rows(values, tile, stride);
         return round(values);
     }
+    static IGM_DEVICE A load_a_by_rows(const float* tile, int stride) {
+        float values[4];
+        detail::load_rows_by_rows(values, tile, stride);
+        return round(values);
+    }
     static IGM_DEVICE B load_b(const float* tile, int stride) {
         float values[4];
         detail::load_columns(values, tile, stride);
         return round(values);
     }
     static IGM_DEVICE Columns columns(const B& b, int half) { return {{b.words[2 * half], b.words[2 * half + 1]}}; }
+    static IGM_DEVICE Columns load_columns(const float* tile, int stride) {
+        const float* first = tile + lane_index() % 4 * stride + lane_index() / 4;
+        return {{to_tf32(first[0]).bits, to_tf32(first[4 * stride]).bits}};
+    }
     static IGM_DEVICE void multiply(float (&sums)[4], const A& a, const Columns& b) {
         mma(Tf32{}, sums, a.words, b.words);
     }
@@ -134,11 +153,12 @@ struct UnitTf32x3 {
     static IGM_DEVICE A load_a(const float* tile, int stride) {
         float values[4];
         detail::load_rows(values, tile, stride);
-        A a;
-        for (int i = 0; i < 4; ++i) {
-            split(values[i], a.big[i], a.small[i]);
-        }
-        return a;
+        return split(values);
+    }
+    static IGM_DEVICE A load_a_by_rows(const float* tile, int stride) {
+        float values[4];
+        detail::load_rows_by_rows(values, tile, stride);
+        return split(values);
     }
     static IGM_DEVICE B load_b(const float* tile, int stride) {
         B b;
@@ -146,11 +166,11 @@ struct UnitTf32x3 {
         return b;
     }
     static IGM_DEVICE Columns columns(const B& b, int half) {
-        Columns columns;
-        for (int i = 0; i < 2; ++i) {
-            split(b.values[2 * half + i], columns.big[i], columns.small[i]);
-        }
-        return columns;
+        return split(b.values[2 * half], b.values[2 * half + 1]);
+    }
+    static IGM_DEVICE Columns load_columns(const float* tile, int stride) {
+        const float* first = tile + lane_index() % 4 * stride + lane_index() / 4;
+        return split(first[0], first[4 * stride]);
     }
     static IGM_DEVICE void multiply(float (&sums)[4], const A& a, const Columns& b) {
         float product[4];
@@ -163,9 +183,44 @@ struct UnitTf32x3 {
     }
 
   private:
-    static IGM_DEVICE void split(float value, unsigned& big, unsigned& small) {
-        big = to_tf32(value).bits;
-        small = to_tf32(value - bit_cast<float>(big)).bits;
+    static IGM_DEVICE A split(const float (&values)[4]) {
+        A a;
+        for (int i = 0; i < 4; ++i) {
+            split_tf32(values[i], a.big[i], a.small[i]);
+        }
+        return a;
+    }
+    static IGM_DEVICE Columns split(float first, float second) {
+        Columns columns;
+        split_tf32(first, columns.big[0], columns.small[0]);
+        split_tf32(second, columns.big[1], columns.small[1]);
+        return columns;
+    }
+};
+
+// The same where the rows were float16 or bfloat16 and have no small part: two products.
+struct UnitTf32x2 {
+    using Element = float;
+    using Sum = float;
+    static constexpr int kDepth = UnitTf32x3::kDepth;
+    using A = UnitTf32::A;
+    using B = UnitTf32x3::B;
+    using Columns = UnitTf32x3::Columns;
+
+    static IGM_DEVICE A load_a(const float* tile, int stride) { return UnitTf32::load_a(tile, stride); }
+    static IGM_DEVICE A load_a_by_rows(const float* tile, int stride) { return UnitTf32::load_a_by_rows(tile, stride); }
+    static IGM_DEVICE B load_b(const float* tile, int stride) { return UnitTf32x3::load_b(tile, stride); }
+    static IGM_DEVICE Columns columns(const B& b, int half) { return UnitTf32x3::columns(b, half); }
+    static IGM_DEVICE Columns load_columns(const float* tile, int stride) {
+        return UnitTf32x3::load_columns(tile, stride);
+    }
+    static IGM_DEVICE void multiply(float (&sums)[4], const A& a, const Columns& b) {
+        float product[4];
+        mma_from_zero(Tf32{}, product, a.words, b.small);
+        mma(Tf32{}, product, a.words, b.big);
+        for (int i = 0; i < 4; ++i) {
+            sums[i] += product[i];
+        }
     }
 };
 
@@ -207,6 +262,15 @@ struct UnitPlain {
         for (int depth = 0; depth < kDepth; ++depth) {
             for (int i = 0; i < 2; ++i) {
                 columns.values[depth][i] = b.values[depth][2 * half + i];
+            }
+        }
+        return columns;
+    }
+    static IGM_DEVICE Columns load_columns(const T* tile, int stride) {
+        Columns columns;
+        for (int depth = 0; depth < kDepth; ++depth) {
+            for (int i = 0; i < 2; ++i) {
+                columns.values[depth][i] = tile[depth * stride + sum_column(0, i)];
             }
         }
         return columns;

@@ -56,6 +56,18 @@ IGM_DEVICE void mma(Tf32, float (&d)[4], const unsigned (&a)[4], const unsigned 
             "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])));
 }
 
+// big + small = value up to 2⁻²² of it: value rounded, and the rounded rest.
+IGM_DEVICE void split_tf32(float value, unsigned& big, unsigned& small) {
+    IGM_TENSOR_CORE(
+        asm("{\n"
+            ".reg .f32 rest;\n"
+            "cvt.rna.tf32.f32 %0, %2;\n"
+            "sub.rn.f32 rest, %2, %0;\n"
+            "cvt.rna.tf32.f32 %1, rest;\n"
+            "}" : "=&r"(big),
+            "=r"(small) : "f"(value)));
+}
+
 // D = A B.
 IGM_DEVICE void mma_from_zero(Tf32, float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     IGM_TENSOR_CORE(

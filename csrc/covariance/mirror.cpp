@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/parallel.hpp"
+#include "covariance/mirror_params.hpp"
 
 namespace igm {
 
@@ -39,6 +40,18 @@ void mirror_lower(void* data, DType dtype, int64_t matrices, int64_t size, int t
         using T = typename decltype(acc)::Type;
         mirror(static_cast<T*>(data), matrices, size, threads);
     });
+}
+
+Launches mirror_launches(void* data, DType dtype, int64_t matrices, int64_t size) {
+    const int64_t side = divide_up(size, kMirrorTile), tiles = side * (side + 1) / 2;
+    const LaunchPlan launch{matrices * tiles, kMirrorThreads, 0};
+    check_plan("mirror_kernel", launch, {});
+    if (launch.grid == 0) {
+        return {};
+    }
+    const char* type = dtype == DType::kFloat64 ? type_name<double>() : type_name<float>();
+    return {make_launch(text("igm::mirror_kernel<", type, ">"), launch,
+                        Mirror{data, static_cast<int>(size), static_cast<int>(tiles)})};
 }
 
 }  // namespace igm

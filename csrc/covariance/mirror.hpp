@@ -6,9 +6,13 @@
 #include <cstdint>
 
 #include "common/dtype.hpp"
+#include "common/launch.hpp"
 
 namespace igm {
 
 void mirror_lower(void* data, DType dtype, int64_t matrices, int64_t size, int threads);
+
+// The same by mirror.cuh; data is an address of the device's.
+Launches mirror_launches(void* data, DType dtype, int64_t matrices, int64_t size);
 
 }  // namespace igm

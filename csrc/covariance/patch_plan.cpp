@@ -1,9 +1,12 @@
 #include "covariance/patch_plan.hpp"
 
 #include <algorithm>
+#include <array>
 
 #include "common/parallel.hpp"
 #include "covariance/patch_params.hpp"
+#include "covariance/stage_params.hpp"
+#include "covariance/stage_plan.hpp"
 
 namespace igm {
 
@@ -11,22 +14,30 @@ namespace {
 
 // Of a split: fewer would not pay for the partial sums that they leave behind.
 constexpr int64_t kFewestPositions = 128;
+constexpr int64_t kFewestRows = 128;
+// Of an image: for the multiprocessors of the largest GPUs, three each.
+constexpr int64_t kBlocksWanted = 396;
 // Splits begin where a step begins, whatever the tile's depth.
 constexpr int64_t kPositionUnit = 32;
+// Neighbouring channels that a warp gathers at once.
+constexpr int64_t kGatherTogether = 8;
+// What every device with matrix units gives a block.
+constexpr int64_t kSharedBytes = 99 << 10;
 // Positions and tiles are 32-bit numbers on the device.
 constexpr int64_t kMostPositions = 1 << 30;
 constexpr int64_t kMost = 2147483647;
 
 struct Tile {
     std::string unit;
-    DType element;  // what it multiplies
-    int64_t rows, columns, depth, threads, shared_bytes;
+    DType element;   // what it multiplies
+    bool in_pieces;  // patch_pieces.cuh, otherwise patch_gather.cuh
+    int64_t rows, columns, threads, shared_bytes;
 };
 
 template <class Unit, int kJob>
-Tile tile_of(const char* unit, DType element) {
+Tile tile_of(const char* unit, DType element, bool in_pieces = true) {
     using Tiling = PatchTiling<Unit, kJob>;
-    return {unit, element, Tiling::kRows, Tiling::kColumns, Tiling::kDepth, Tiling::kThreads, Tiling::kSharedBytes};
+    return {unit, element, in_pieces, Tiling::kRows, Tiling::kColumns, Tiling::kThreads, Tiling::kSharedBytes};
 }
 
 // Products of half precision are exact in float32; everything else is converted to the sums' type first. Matrix units
@@ -34,10 +45,10 @@ Tile tile_of(const char* unit, DType element) {
 template <int kJob>
 Tile choose_tile(const PatchTask& task) {
     if (task.sums == DType::kFloat64) {
-        return tile_of<UnitPlain<double>, kJob>("igm::UnitPlain<double>", DType::kFloat64);
+        return tile_of<UnitPlain<double>, kJob>("igm::UnitPlain<double>", DType::kFloat64, false);
     }
     if (task.device.capability < 80) {
-        return tile_of<UnitPlain<float>, kJob>("igm::UnitPlain<float>", DType::kFloat32);
+        return tile_of<UnitPlain<float>, kJob>("igm::UnitPlain<float>", DType::kFloat32, false);
     }
     if constexpr (kJob == kPatchCovariance) {
         if (task.input.dtype == DType::kBFloat16) {
@@ -45,6 +56,12 @@ Tile choose_tile(const PatchTask& task) {
         }
         if (task.input.dtype == DType::kFloat16) {
             return tile_of<UnitHalf<Float16>, kJob>("igm::UnitHalf<igm::Float16>", DType::kFloat16);
+        }
+    }
+    if constexpr (kJob != kPatchCovariance) {
+        const bool half = task.input.dtype == DType::kBFloat16 || task.input.dtype == DType::kFloat16;
+        if (half && !task.device.tf32) {
+            return tile_of<UnitTf32x2, kJob>("igm::UnitTf32x2", DType::kFloat32);
         }
     }
     return task.device.tf32 ? tile_of<UnitTf32, kJob>("igm::UnitTf32", DType::kFloat32)
@@ -64,6 +81,8 @@ int64_t outputs(const PatchTask& task, int axis) {
     return (task.input.sizes[axis + 2] + around - span) / geometry.stride[axis] + 1;
 }
 
+int64_t taps_of(const PatchGeometry& geometry) { return geometry.kernel[0] * geometry.kernel[1] * geometry.kernel[2]; }
+
 int bits_for(int64_t value) {
     int bits = 1;
     while (value >> bits) {
@@ -72,19 +91,76 @@ int bits_for(int64_t value) {
     return bits;
 }
 
-PatchSource patch_source(const PatchTask& task, DType multiplied) {
+int64_t round_up(int64_t value, int64_t step) { return divide_up(value, step) * step; }
+
+// The input as the product kernels read it: as it is, or staged. Strides in elements.
+struct Operand {
+    bool staged;
+    DType dtype;
+    int64_t channels;  // per group, with those that fill the last 16 bytes
+    int64_t together;
+    int64_t sample_stride, channel_stride;
+    std::array<int64_t, 3> axis_stride;
+};
+
+// Whether 16 bytes of a position are neighbouring channels of a group, wherever it lies.
+bool lies_in_pieces(const PatchTask& task, int64_t piece) {
     const PatchInput& input = task.input;
+    const int64_t channels = input.sizes[1] / task.groups;
+    bool whole = (input.strides[1] == 1 || channels == 1) && channels % piece == 0 &&
+                 (input.sizes[0] == 1 || input.strides[0] % piece == 0) &&
+                 reinterpret_cast<uintptr_t>(input.data) % 16 == 0;
+    for (int axis = 0; axis < 3; ++axis) {
+        const bool fixed = input.sizes[axis + 2] == 1 && outputs(task, axis) == 1 && before(task.geometry, axis) == 0;
+        whole = whole && (fixed || input.strides[axis + 2] % piece == 0);
+    }
+    return whole;
+}
+
+Operand operand_of(const PatchTask& task, const Tile& tile) {
+    const PatchInput& input = task.input;
+    const int64_t channels = input.sizes[1] / task.groups;
+    Operand operand{false,
+                    input.dtype,
+                    channels,
+                    1,
+                    input.strides[0],
+                    input.strides[1],
+                    {input.strides[2], input.strides[3], input.strides[4]}};
+    if (!tile.in_pieces) {
+        const bool adjacent = std::abs(input.strides[1]) < std::abs(input.strides[4]);
+        operand.together = adjacent && channels % kGatherTogether == 0 ? kGatherTogether : 1;
+        return operand;
+    }
+    const int64_t piece = 16 / element_bytes(tile.element);
+    operand.staged = input.dtype != tile.element || !lies_in_pieces(task, piece);
+    if (operand.staged) {
+        operand.dtype = tile.element;
+        operand.channels = round_up(channels, piece);
+        operand.channel_stride = 1;
+        int64_t stride = task.groups * operand.channels;
+        for (int axis = 2; axis >= 0; --axis) {
+            operand.axis_stride[axis] = stride;
+            stride *= input.sizes[axis + 2];
+        }
+        operand.sample_stride = stride;
+    }
+    // Two pieces fill a sector.
+    operand.together = operand.channels % (2 * piece) == 0 ? 2 * piece : piece;
+    return operand;
+}
+
+PatchSource patch_source(const PatchTask& task, const Operand& operand) {
     const PatchGeometry& geometry = task.geometry;
     PatchSource source{};
-    source.input = input.data;
-    source.dtype = static_cast<int>(input.dtype);
-    source.element_bytes = static_cast<int>(element_bytes(input.dtype));
-    source.sample_stride = input.strides[0];
-    source.channel_stride = input.strides[1];
+    source.dtype = static_cast<int>(operand.dtype);
+    source.element_bytes = static_cast<int>(element_bytes(operand.dtype));
+    source.sample_stride = operand.sample_stride;
+    source.channel_stride = operand.channel_stride;
     int shift = 0;
     for (int axis = 0; axis < 3; ++axis) {
-        source.axis_stride[axis] = input.strides[axis + 2];
-        source.sizes[axis] = static_cast<int>(input.sizes[axis + 2]);
+        source.axis_stride[axis] = operand.axis_stride[axis];
+        source.sizes[axis] = static_cast<int>(task.input.sizes[axis + 2]);
         source.outputs[axis] = static_cast<int>(outputs(task, axis));
         source.kernel[axis] = static_cast<int>(geometry.kernel[axis]);
         source.step[axis] = static_cast<int>(geometry.stride[axis]);
@@ -97,19 +173,10 @@ PatchSource patch_source(const PatchTask& task, DType multiplied) {
     }
     IGM_EXPECT(shift <= 32, text("kernel ", geometry.kernel[0], "×", geometry.kernel[1], "×", geometry.kernel[2]),
                "sizes along the three axes whose bits fit into 29 on CUDA", "Move the tensors to the CPU.");
-    source.channels = static_cast<int>(input.sizes[1] / task.groups);
-    source.taps = static_cast<int>(geometry.kernel[0] * geometry.kernel[1] * geometry.kernel[2]);
-    source.dim = source.channels * source.taps;
-    source.tap_major = source.taps > 1 && std::abs(input.strides[1]) < std::abs(input.strides[4]);
-    const int64_t piece = 16 / source.element_bytes;
-    bool whole = (source.tap_major || source.taps == 1) && input.strides[1] == 1 && source.channels % piece == 0 &&
-                 (input.sizes[0] == 1 || input.strides[0] % piece == 0) &&
-                 reinterpret_cast<uintptr_t>(input.data) % 16 == 0;
-    for (int axis = 0; axis < 3; ++axis) {
-        const bool fixed = input.sizes[axis + 2] == 1 && source.outputs[axis] == 1 && source.before[axis] == 0;
-        whole = whole && (fixed || input.strides[axis + 2] % piece == 0);
-    }
-    source.in_pieces = whole && task.device.capability >= 80 && input.dtype == multiplied;
+    source.channels = static_cast<int>(operand.channels);
+    source.taps = static_cast<int>(taps_of(geometry));
+    source.together = static_cast<int>(operand.together);
+    source.rows = source.channels * source.taps;
     return source;
 }
 
@@ -138,9 +205,35 @@ void check_sizes(const PatchTask& task) {
     IGM_EXPECT(reach <= kMost, text("an input with strides by which a patch reaches ", reach, " elements far"),
                text("at most ", kMost, " on CUDA"), "Use .contiguous(), or move the tensors to the CPU.");
     const int64_t dim = std::min(kMost, task.input.sizes[1] / task.groups) * taps;
-    IGM_EXPECT(dim <= kMostPositions && task.columns <= kMostPositions,
+    IGM_EXPECT(dim <= kMostPositions / 8 && task.columns <= kMostPositions,  // 8: channels that fill 16 bytes
                text("patches of length ", dim, " and ", task.columns, " columns"),
-               text("at most ", kMostPositions, " on CUDA"), way_out);
+               text("at most ", kMostPositions / 8, " on CUDA"), way_out);
+}
+
+}  // namespace
+
+namespace {
+
+// Positions are taken in runs of whole samples, or in parts of one.
+std::vector<PatchPlan::Run> make_runs(int64_t samples, int64_t per_sample, int64_t most) {
+    std::vector<PatchPlan::Run> runs;
+    if (most >= per_sample) {
+        const int64_t at_once = most / per_sample;
+        for (int64_t sample = 0; sample < samples; sample += at_once) {
+            runs.push_back({sample, 0, std::min(at_once, samples - sample) * per_sample});
+        }
+        return runs;
+    }
+    for (int64_t sample = 0; sample < samples; ++sample) {
+        for (int64_t first = 0; first < per_sample; first += most) {
+            runs.push_back({sample, first, std::min(most, per_sample - first)});
+        }
+    }
+    return runs;
+}
+
+int64_t samples_of(const PatchPlan::Run& run, int64_t per_sample) {
+    return divide_up(run.first_position + run.positions, per_sample);
 }
 
 }  // namespace
@@ -154,14 +247,17 @@ PatchPlan patch_plan(const PatchTask& task) {
     plan.unit = tile.unit;
     plan.tile_rows = tile.rows;
     plan.tile_columns = tile.columns;
-    plan.dim =
-        task.input.sizes[1] / task.groups * task.geometry.kernel[0] * task.geometry.kernel[1] * task.geometry.kernel[2];
     plan.positions_per_sample = outputs(task, 0) * outputs(task, 1) * outputs(task, 2);
     const int64_t count = task.input.sizes[0] * plan.positions_per_sample;
-    if (count == 0 || plan.dim == 0) {
+    if (count == 0 || task.input.sizes[1] == 0) {
         return plan;
     }
-    plan.tiles_down = divide_up(plan.dim, tile.rows);
+    const Operand operand = operand_of(task, tile);
+    plan.staged = operand.staged;
+    plan.together = operand.together;
+    plan.rows = operand.channels * taps_of(task.geometry);
+    plan.columns = tile.in_pieces ? round_up(task.columns, 4) : task.columns;
+    plan.tiles_down = divide_up(plan.rows, tile.rows);
     plan.tiles_across = sketch ? divide_up(task.columns, tile.columns) : plan.tiles_down;
     const int64_t tiles = sketch ? plan.tiles_down * plan.tiles_across : plan.tiles_down * (plan.tiles_down + 1) / 2;
     IGM_EXPECT(tiles * task.groups <= kMost, text(task.groups, " matrices of ", tiles, " tiles"),
@@ -171,12 +267,20 @@ PatchPlan patch_plan(const PatchTask& task) {
     const int64_t groups_at_once = sketch ? std::clamp<int64_t>(blocks / tiles, 1, task.groups) : task.groups;
     int64_t run_positions = std::min(task.tuning.run_positions, count);
     if (sketch) {
-        const int64_t fitting = task.tuning.image_bytes / (bytes * groups_at_once * task.columns);
+        const int64_t fitting = task.tuning.image_bytes / (bytes * groups_at_once * plan.columns);
         run_positions = std::min(run_positions, std::max(fitting / kPositionUnit, int64_t{1}) * kPositionUnit);
     }
-    for (int64_t first = 0; first < count; first += run_positions) {
-        plan.runs.push_back({first / plan.positions_per_sample, first % plan.positions_per_sample,
-                             std::min(run_positions, count - first)});
+    const int64_t sample_bytes = operand.sample_stride * element_bytes(operand.dtype);
+    if (operand.staged) {
+        const int64_t fitting = std::max<int64_t>(1, task.tuning.image_bytes / std::max<int64_t>(1, sample_bytes));
+        run_positions = std::min(run_positions, std::min(fitting, task.input.sizes[0]) * plan.positions_per_sample);
+    }
+    plan.runs = make_runs(task.input.sizes[0], plan.positions_per_sample, run_positions);
+    run_positions = 0;
+    int64_t staged_samples = 0;
+    for (const PatchPlan::Run& run : plan.runs) {
+        run_positions = std::max(run_positions, run.positions);
+        staged_samples = std::max(staged_samples, samples_of(run, plan.positions_per_sample));
     }
 
     const int64_t most_splits = divide_up(run_positions, kFewestPositions);
@@ -190,14 +294,62 @@ PatchPlan patch_plan(const PatchTask& task) {
             plan.partial_elements = std::max(plan.partial_elements, now * splits * tile.rows * tile.columns);
         }
     }
-    plan.image_elements = sketch ? groups_at_once * run_positions * task.columns : 0;
+    if (sketch) {
+        const Tile image = choose_tile<kPatchImage>(task);
+        const int64_t elements = groups_at_once * run_positions * plan.columns;
+        const int64_t image_tiles = groups_at_once * divide_up(run_positions, image.rows) * plan.tiles_across;
+        const int64_t most = std::min(plan.rows / kFewestRows, task.tuning.image_bytes / (elements * bytes));
+        plan.image_splits = std::clamp<int64_t>(kBlocksWanted / image_tiles, 1, std::max<int64_t>(most, 1));
+        plan.split_rows = round_up(divide_up(plan.rows, plan.image_splits), kPositionUnit);
+        plan.image_splits = divide_up(plan.rows, plan.split_rows);
+        plan.image_elements = plan.image_splits * elements;
+    }
+    plan.omega_elements = sketch ? task.groups * plan.rows * plan.columns : 0;
+    plan.masks = sketch ? task.groups * plan.tiles_across * divide_up(plan.rows, kMaskDepths) : 0;
+    plan.staged_bytes = operand.staged ? staged_samples * sample_bytes : 0;
     return plan;
 }
 
 namespace {
 
+// Where in the workspace what lies, in bytes; the partial sums come first.
+struct Workspace {
+    int64_t image, omega, masks, staged, bytes;
+
+    Workspace(const PatchPlan& plan, int64_t sum_bytes) {
+        image = round_up(plan.partial_elements * sum_bytes, 16);
+        omega = image + round_up(plan.image_elements * sum_bytes, 16);
+        masks = omega + round_up(plan.omega_elements * sum_bytes, 16);
+        staged = masks + round_up(plan.masks * int64_t{sizeof(unsigned)}, 16);
+        bytes = staged + plan.staged_bytes;
+    }
+};
+
+}  // namespace
+
+int64_t patch_workspace_bytes(const PatchPlan& plan, DType sums) { return Workspace(plan, element_bytes(sums)).bytes; }
+
+namespace {
+
+KernelLaunch stage_omega_launch(const PatchTask& task, const PatchPlan& plan, const void* omega, void* output) {
+    StageOmega params{};
+    params.omega = omega;
+    params.output = output;
+    params.channels = static_cast<int>(task.input.sizes[1] / task.groups);
+    params.taps = static_cast<int>(taps_of(task.geometry));
+    params.together = static_cast<int>(plan.together);
+    params.rows = static_cast<int>(plan.rows);
+    params.columns = static_cast<int>(task.columns);
+    params.pitch = static_cast<int>(plan.columns);
+    params.elements = plan.omega_elements;
+    const char* sum = task.sums == DType::kFloat64 ? type_name<double>() : type_name<float>();
+    const LaunchPlan launch{divide_up(plan.omega_elements, kStageThreads), kStageThreads, 0};
+    check_plan("stage_omega_kernel", launch, {});
+    return make_launch(text("igm::stage_omega_kernel<", sum, ">"), launch, params);
+}
+
 // All rounds of a task; omega is for a sketch.
-Launches make_launches(const PatchTask& task, const void* omega, void* out, double alpha, void* workspace) {
+Launches make_launches(const PatchTask& task, const void* omega, void* out, double alpha, void* workspace_data) {
     const PatchPlan plan = patch_plan(task);
     Launches launches;
     if (plan.rounds.empty()) {
@@ -206,43 +358,82 @@ Launches make_launches(const PatchTask& task, const void* omega, void* out, doub
     const bool sketch = task.columns > 0;
     const Tile tile = sketch ? choose_tile<kPatchSketch>(task) : choose_tile<kPatchCovariance>(task);
     const Tile image_tile = choose_tile<kPatchImage>(task);
-    const int64_t bytes = element_bytes(task.sums), width = sketch ? task.columns : plan.dim;
+    const int64_t bytes = element_bytes(task.sums);
+    const int64_t channels = task.input.sizes[1] / task.groups, dim = channels * taps_of(task.geometry);
+    const char* const sum = task.sums == DType::kFloat64 ? type_name<double>() : type_name<float>();
     const auto instance = [&](int job) { return text("igm::patch_product_kernel<", plan.unit, ", ", job, ">"); };
+    DeviceLimits limits;
+    limits.max_shared_bytes = tile.in_pieces ? kSharedBytes : limits.max_shared_bytes;
     const auto add = [&](const std::string& kernel, const LaunchPlan& launch, const auto& params) {
-        check_plan(kernel.c_str(), launch, {});
+        check_plan(kernel.c_str(), launch, limits);
         launches.push_back(make_launch(kernel, launch, params));
     };
-    unsigned char* partials = static_cast<unsigned char*>(workspace);
-    unsigned char* image = partials + plan.partial_elements * bytes;
-    const PatchSource all = patch_source(task, tile.element);
+    const Workspace at(plan, bytes);
+    unsigned char* const workspace = static_cast<unsigned char*>(workspace_data);
+    const Operand operand = operand_of(task, tile);
+    const PatchSource all = patch_source(task, operand);
+    if (sketch) {
+        launches.push_back(stage_omega_launch(task, plan, omega, workspace + at.omega));
+        OmegaMask mask{};
+        mask.omega = workspace + at.omega;
+        mask.output = reinterpret_cast<unsigned*>(workspace + at.masks);
+        mask.rows = static_cast<int>(plan.rows);
+        mask.pitch = static_cast<int>(plan.columns);
+        mask.tiles = static_cast<int>(plan.tiles_across);
+        mask.tile_columns = static_cast<int>(image_tile.columns);
+        mask.mask_count = static_cast<int>(divide_up(plan.rows, kMaskDepths));
+        mask.masks = plan.masks;
+        add(text("igm::omega_mask_kernel<", sum, ">"), {divide_up(plan.masks, kStageThreads / 32), kStageThreads, 0},
+            mask);
+    }
+    std::array<int64_t, 2> in_stage{-1, -1};  // first sample and number of samples
     for (const PatchPlan::Round& round : plan.rounds) {
         PatchSource source = all;
-        const int64_t group_offset = round.first_group * plan.dim * width * bytes;
         for (const PatchPlan::Run& run : plan.runs) {
-            source.input =
-                static_cast<const unsigned char*>(task.input.data) +
-                (round.first_group * all.channels * all.channel_stride + run.first_sample * all.sample_stride) *
-                    all.element_bytes;
+            const unsigned char* input = static_cast<const unsigned char*>(task.input.data) +
+                                         run.first_sample * task.input.strides[0] * element_bytes(task.input.dtype);
+            if (plan.staged_bytes > 0) {
+                const std::array<int64_t, 2> needed{run.first_sample, samples_of(run, plan.positions_per_sample)};
+                if (needed != in_stage) {
+                    PatchInput part = task.input;
+                    part.data = input;
+                    part.sizes[0] = needed[1];
+                    launches.push_back(
+                        stage_input_launch(part, task.groups, operand.dtype, operand.channels, workspace + at.staged));
+                    in_stage = needed;
+                }
+                input = workspace + at.staged;
+            }
+            source.input = input + round.first_group * operand.channels * operand.channel_stride * all.element_bytes;
             PatchProduct product{};
             product.source = source;
             product.first_position = static_cast<int>(run.first_position);
             product.positions = static_cast<int>(run.positions);
-            product.columns = static_cast<int>(task.columns);
+            product.columns = static_cast<int>(plan.columns);
             if (sketch) {
                 PatchProduct first = product;
-                first.source.tap_major = true;  // Ω is zero at whole taps
-                first.source.in_pieces = false;
-                first.right = static_cast<const unsigned char*>(omega) + group_offset;
-                first.result = image;
+                first.right = workspace + at.omega + round.first_group * plan.rows * plan.columns * bytes;
+                first.result = workspace + at.image;
                 first.tiles_down = static_cast<int>(divide_up(run.positions, image_tile.rows));
                 first.tiles_across = static_cast<int>(divide_up(task.columns, image_tile.columns));
+                first.mask_count = static_cast<int>(divide_up(plan.rows, kMaskDepths));
+                first.masks = reinterpret_cast<const unsigned*>(workspace + at.masks) +
+                              round.first_group * plan.tiles_across * first.mask_count;
+                first.split_depths = static_cast<int>(plan.split_rows);
                 const int64_t tiles = round.groups * first.tiles_down * first.tiles_across;
                 first.tiles = static_cast<int>(std::min(tiles, kMost));
-                add(instance(kPatchImage), {tiles, image_tile.threads, image_tile.shared_bytes}, first);
+                add(instance(kPatchImage), {tiles * plan.image_splits, image_tile.threads, image_tile.shared_bytes},
+                    first);
+                if (plan.image_splits > 1) {
+                    const int64_t elements = round.groups * run.positions * plan.columns;
+                    add(text("igm::image_sum_kernel<", sum, ">"),
+                        {divide_up(elements, kReductionThreads), kReductionThreads, 0},
+                        ImageSum{first.result, elements, static_cast<int>(plan.image_splits)});
+                }
             }
-            product.right = image;
-            product.result = partials;
-            product.split_positions =
+            product.right = workspace + at.image;
+            product.result = workspace;
+            product.split_depths =
                 static_cast<int>(divide_up(divide_up(run.positions, round.splits), kPositionUnit) * kPositionUnit);
             product.tiles_down = static_cast<int>(plan.tiles_down);
             product.tiles_across = static_cast<int>(plan.tiles_across);
@@ -253,8 +444,9 @@ Launches make_launches(const PatchTask& task, const void* omega, void* out, doub
                 {round.tiles * round.splits, tile.threads, tile.shared_bytes}, product);
         }
         PatchReduction reduction{};
-        reduction.partials = partials;
-        reduction.out = static_cast<unsigned char*>(out) + group_offset;
+        reduction.partials = workspace;
+        reduction.out =
+            static_cast<unsigned char*>(out) + round.first_group * dim * (sketch ? task.columns : dim) * bytes;
         reduction.alpha = alpha;
         reduction.splits = static_cast<int>(round.splits);
         reduction.tile_rows = static_cast<int>(tile.rows);
@@ -263,15 +455,15 @@ Launches make_launches(const PatchTask& task, const void* omega, void* out, doub
         reduction.tiles_across = static_cast<int>(plan.tiles_across);
         reduction.first_tile = static_cast<int>(round.first_tile);
         reduction.tiles = static_cast<int>(round.tiles);
-        reduction.dim = static_cast<int>(plan.dim);
-        reduction.columns = static_cast<int>(width);
-        reduction.channels = all.channels;
+        reduction.columns = static_cast<int>(sketch ? task.columns : dim);
+        reduction.channels = static_cast<int>(channels);
         reduction.taps = all.taps;
-        reduction.tap_major = all.tap_major;
-        const int64_t parts = divide_up(tile.rows, kReductionTile) * divide_up(tile.columns, kReductionTile);
-        const char* sum = task.sums == DType::kFloat64 ? type_name<double>() : type_name<float>();
+        reduction.together = all.together;
+        reduction.rows = all.rows;
         add(text("igm::patch_reduction_kernel<", sum, ", ", bool_name(!sketch), ">"),
-            {round.tiles * parts, kReductionThreads, 0}, reduction);
+            {round.tiles * (tile.rows / kReductionRows), kReductionThreads,
+             tile.columns * (kReductionRows * int64_t{sizeof(double)} + 2 * int64_t{sizeof(int)})},
+            reduction);
     }
     return launches;
 }

@@ -20,7 +20,7 @@ struct PatchDevice {
 // What igm_fast/ops/patches.py sets, and tests make small.
 struct PatchTuning {
     int64_t partial_bytes;  // of partial sums
-    int64_t image_bytes;    // of Z, and of the sums that moments.cuh keeps
+    int64_t image_bytes;    // of Z, of the staged input, and of the sums that moments.cuh keeps
     int64_t run_positions;
 };
 
@@ -34,8 +34,9 @@ struct PatchTask {
     PatchTuning tuning;
 };
 
-// Positions are taken in runs, one after the other into the same partial sums. The tiles of the result are taken in
-// rounds, so that the workspace stays small: of a covariance a range of all groups' tiles, of a sketch some groups.
+// Positions are taken in runs of whole samples or parts of one, one after the other into the same partial sums. The
+// tiles of the result are taken in rounds, so that the workspace stays small: of a covariance a range of all groups'
+// tiles, of a sketch some groups.
 struct PatchPlan {
     struct Run {
         int64_t first_sample;
@@ -47,21 +48,29 @@ struct PatchPlan {
         int64_t first_tile, tiles;  // among those of these groups
         int64_t splits;             // of each run
     };
-    std::string unit;  // the arithmetic, as instances are named
-    int64_t dim;
+    std::string unit;      // the arithmetic, as instances are named
+    bool staged;           // the samples of each run are staged first (stage.cuh)
+    int64_t together;      // how rows are numbered, see patch_place
+    int64_t rows;          // of a group's patches, with those of the channels that fill the last 16 bytes
+    int64_t columns;       // of Ω and Z in the workspace
+    int64_t image_splits;  // of the rows that an image is summed over
+    int64_t split_rows;
     int64_t positions_per_sample;
     int64_t tiles_down, tiles_across;  // of one group
     int64_t tile_rows, tile_columns;
     std::vector<Run> runs;
     std::vector<Round> rounds;
-    int64_t partial_elements;  // workspace: partial sums, then the image Z, both of dtype `sums`
-    int64_t image_elements;
+    // Workspace: partial sums, the image Z and the staged Ω, of dtype `sums`; the staged input.
+    int64_t partial_elements, image_elements, omega_elements, masks;
+    int64_t staged_bytes;
 };
 
 // Empty runs and rounds where there is nothing to add.
 PatchPlan patch_plan(const PatchTask& task);
 
-// out [groups, dim, dim] += alpha · Σ u uᵀ: the lower triangle counts, both are written.
+int64_t patch_workspace_bytes(const PatchPlan& plan, DType sums);
+
+// out [groups, dim, dim] += alpha · Σ u uᵀ, the lower triangle.
 Launches patch_covariance_launches(const PatchTask& task, void* out, double alpha, void* workspace);
 
 // sketch [groups, dim, columns] += alpha · Σ u (uᵀ omega).

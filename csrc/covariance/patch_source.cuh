@@ -17,8 +17,16 @@ struct alignas(16) PatchPosition {
 struct alignas(16) PatchRow {
     int offset;    // in elements; the host checks that 32 bits are enough within a patch
     unsigned tap;  // the tap's coordinates
-    int row;       // as outputs number it: channel · taps + tap
 };
+
+// What a row stands for: channels go before taps, but for `together` of them that follow one another for each tap.
+struct PatchPlace {
+    int channel, tap;
+};
+IGM_DEVICE PatchPlace patch_place(int taps, int together, int row) {
+    const int block = taps * together, first = row / block, rest = row - first * block, tap = rest / together;
+    return {first * together + rest - tap * together, tap};
+}
 
 // A position from `end` on has no tap inside the input.
 IGM_DEVICE PatchPosition patch_position(const PatchSource& source, int group, int position, int end) {
@@ -47,14 +55,14 @@ IGM_DEVICE PatchPosition patch_position(const PatchSource& source, int group, in
     return result;
 }
 
-// A row beyond the last one lies outside of the input everywhere.
+// A row without a channel lies outside of the input everywhere.
 IGM_DEVICE PatchRow patch_row(const PatchSource& source, int row) {
-    if (row >= source.dim) {
-        return {0, static_cast<unsigned>(source.kernel[2]) << source.shift[2], 0};
+    const PatchPlace place = patch_place(source.taps, source.together, row);
+    if (row >= source.rows || place.channel >= source.channels) {
+        return {0, static_cast<unsigned>(source.kernel[2]) << source.shift[2]};
     }
-    const int channel = source.tap_major ? row % source.channels : row / source.taps;
-    int rest = source.tap_major ? row / source.channels : row % source.taps;
-    PatchRow result{static_cast<int>(channel * source.channel_stride), 0u, channel * source.taps + rest};
+    int rest = place.tap;
+    PatchRow result{static_cast<int>(place.channel * source.channel_stride), 0u};
     for (int axis = 2; axis >= 0; --axis) {
         const int tap = rest % source.kernel[axis];
         rest /= source.kernel[axis];

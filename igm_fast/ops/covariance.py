@@ -14,12 +14,14 @@ them within the rounding bound of a sum in any order).
 GPU: the same bits in every call, no synchronisation, CUDA graphs can record them. Products of float16 and bfloat16 are
 exact in float32 sums. float32 is multiplied as three products of TF32 (relative error of each product 3·2⁻²²), or as
 one (2⁻¹⁰) where torch's setting for matrix products allows TF32; before compute capability 8.0, and for float64 sums,
-without matrix units. Workspace: 16 MB of partial sums.
+without matrix units, which read neighbouring channels: an input that is not channels-last is brought into that order
+first, 16 MB at a time. Workspace: those, and 16 MB of partial sums.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,11 +137,19 @@ def _check_square(out: Tensor) -> None:
 # ---- on a GPU --------------------------------------------------------------------------------------------------------
 
 
-def _add_patch_covariance_cuda(op: str, out: Tensor, patches: Patches, alpha: float) -> None:
-    """Add alpha·Σ u uᵀ to out [groups, d, d], symmetric on return."""
+def _add_patch_covariance_cuda(op: str, out: Tensor, patches: Patches, alpha: float, mirror: bool) -> None:
+    """Add alpha·Σ u uᵀ to out [groups, d, d], symmetric on return if ``mirror``, else in the lower triangle alone."""
     core, task = native.module(), patches.task(out.dtype, 0)
-    workspace = torch.empty(core.patch_workspace(task), dtype=out.dtype, device=out.device)
-    native.launch(op, core.patch_covariance_launches(task, out.data_ptr(), alpha, workspace.data_ptr()), out.device)
+    workspace = torch.empty(core.patch_workspace(task), dtype=torch.uint8, device=out.device)
+    launches = core.patch_covariance_launches(task, out.data_ptr(), alpha, workspace.data_ptr())
+    native.launch(op, launches + (_mirror_launches(out) if mirror else []), out.device)
+
+
+def _mirror_launches(out: Tensor) -> list[Any]:
+    launches: list[Any] = native.module().mirror_launches(
+        out.data_ptr(), native.DTYPE_CODES[out.dtype], out.shape[0], out.shape[1]
+    )
+    return launches
 
 
 @torch.no_grad()
@@ -154,7 +164,7 @@ def _conv_covariance_cuda(
     groups: int,
     *,
     alpha: float = 1.0,
-    mirror: bool = True,  # noqa: ARG001 - the kernels write both triangles anyway
+    mirror: bool = True,
 ) -> None:
     """Do what _conv_covariance_cpu does for CUDA tensors, by lags where :func:`igm_fast.ops.lags.lags_pay_cuda`."""
     op = f"conv{axes}d_covariance"
@@ -166,7 +176,7 @@ def _conv_covariance_cuda(
     if lags_pay_cuda(patches, out.dtype):
         add_lag_covariance_cuda(out, patches, alpha)
     else:
-        _add_patch_covariance_cuda(op, out, patches, alpha)
+        _add_patch_covariance_cuda(op, out, patches, alpha, mirror)
 
 
 @torch.no_grad()
@@ -175,7 +185,7 @@ def _linear_covariance_cuda(
     input: Tensor,
     *,
     alpha: float = 1.0,
-    mirror: bool = True,  # noqa: ARG001 - as above
+    mirror: bool = True,
 ) -> None:
     """Do what _linear_covariance_cpu does for CUDA tensors."""
     op = "linear_covariance"
@@ -183,14 +193,14 @@ def _linear_covariance_cuda(
     check_written(op, "out", out, (input.shape[-1], input.shape[-1]), None)
     check_devices(op, input, out=out)
     for part in parts:
-        _add_patch_covariance_cuda(op, out[None], part, alpha)
+        _add_patch_covariance_cuda(op, out[None], part, alpha, mirror)
 
 
 @torch.no_grad()
 def _mirror_lower_cuda(out: Tensor) -> None:
     """Do what _mirror_lower_cpu does for CUDA tensors."""
     _check_square(out)
-    out.copy_(out.tril() + out.tril(-1).mT)
+    native.launch("mirror_lower", _mirror_launches(out), out.device)
 
 
 _GEOMETRY = "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups"

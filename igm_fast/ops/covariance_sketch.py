@@ -173,7 +173,7 @@ def _add_sketch_cuda(
     launches = core.moments_launches(task, total.data_ptr(), trace.data_ptr(), alpha, sums.data_ptr())
     if omega.numel():
         omega = omega.detach().contiguous()
-        workspace = torch.empty(core.patch_workspace(task), dtype=sketch.dtype, device=device)
+        workspace = torch.empty(core.patch_workspace(task), dtype=torch.uint8, device=device)
         launches += core.patch_sketch_launches(task, omega.data_ptr(), sketch.data_ptr(), alpha, workspace.data_ptr())
     native.launch(op, launches, device)
 

@@ -173,7 +173,7 @@ def add_lag_covariance_cuda(out: Tensor, patches: Patches, alpha: float) -> None
     The input is float32, float16 or bfloat16 with stride 1 (see :func:`lags_pay_cuda`); a copy is made of one that is
     not channels-last. The first call for a geometry copies its plan to the device; a CUDA graph needs it before.
     """
-    operand = _channels_last(patches)
+    operand, launches = _channels_last(patches)
     window, groups, device = patches.window, patches.groups, patches.input.device
     channels = patches.input.shape[1] // groups
     strides = tuple(0 if size == 1 else step for size, step in zip(operand.shape, operand.stride(), strict=True))
@@ -191,7 +191,7 @@ def add_lag_covariance_cuda(out: Tensor, patches: Patches, alpha: float) -> None
     )
     first, sources = _tables(window, patches.sizes, device)
     workspace = torch.empty(workspace_floats, device=device)
-    launches = problem.launches(
+    launches += problem.launches(
         operand.data_ptr(),
         workspace.data_ptr(),
         out.data_ptr(),
@@ -202,20 +202,25 @@ def add_lag_covariance_cuda(out: Tensor, patches: Patches, alpha: float) -> None
     native.launch("covariance by lags", launches, device)
 
 
-def _channels_last(patches: Patches) -> Tensor:
-    """The input as [N, D, H, W, groups, channels] in steps of 16 bytes, channels adjacent; a copy unless it is so."""
+def _channels_last(patches: Patches) -> tuple[Tensor, list[Any]]:
+    """The input as [N, D, H, W, groups, channels] in steps of 16 bytes, channels adjacent; what copies it, if it must.
+
+    A copy has zeros up to the next 16 bytes of channels.
+    """
     input, groups = patches.input, patches.groups
     piece = 16 // input.element_size()
     view: Tensor = input.unflatten(1, (groups, -1)).permute(0, 3, 4, 5, 1, 2)
     steps = [step for size, step in zip(view.shape[:5], view.stride()[:5], strict=True) if size > 1]
     adjacent = view.stride(5) == 1 or view.shape[5] == 1
     if adjacent and view.shape[5] % piece == 0 and input.data_ptr() % 16 == 0 and not any(s % piece for s in steps):
-        return view
+        return view, []
     padded = math.ceil(view.shape[5] / piece) * piece
-    make = torch.empty if padded == view.shape[5] else torch.zeros
-    copy = make(*view.shape[:5], padded, dtype=input.dtype, device=input.device)
-    copy[..., : view.shape[5]].copy_(view)
-    return copy
+    copy = torch.empty(*view.shape[:5], padded, dtype=input.dtype, device=input.device)
+    code = native.DTYPE_CODES[input.dtype]
+    launch = native.module().stage_input_launch(
+        input.data_ptr(), code, input.shape, input.stride(), groups, padded, copy.data_ptr()
+    )
+    return copy, [launch]
 
 
 @lru_cache(maxsize=256)

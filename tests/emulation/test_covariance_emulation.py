@@ -224,6 +224,28 @@ def test_what_counts_on_entry_is_the_lower_triangle(emulated):  # noqa: ARG001
         assert torch.equal(out[0], start[0].tril() + start[0].tril(-1).T + patches.T @ patches)
 
 
+def test_the_upper_triangle_can_wait(emulated):  # noqa: ARG001
+    """Without `mirror` it stays what it was, and mirror_lower makes it of the lower one."""
+    x = torch.randint(-4, 5, (2, 9, 4, 5)).float()
+    case, out = Case(x, SAME), torch.zeros(1, 81, 81)
+    with tuned(TUNINGS[0]):
+        covariance._conv_covariance_cuda(2, out, x, *case.arguments, mirror=False)
+        lower = out.clone()
+        covariance._mirror_lower_cuda(out)
+    patches = torch.from_numpy(case.patches[:, 0]).float()
+    assert torch.equal(lower[0], (patches.T @ patches).tril())
+    assert torch.equal(out[0], patches.T @ patches)
+
+
+@pytest.mark.parametrize("dtype", SUMS)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 33, 33), (3, 64, 64), (0, 5, 5), (2, 0, 0)])
+def test_mirror_copies_the_lower_triangle(emulated, shape, dtype):  # noqa: ARG001
+    out = randn(*shape, dtype=dtype)
+    expected = out.tril() + out.tril(-1).mT
+    covariance._mirror_lower_cuda(out)
+    assert torch.equal(out, expected)
+
+
 # ---- linear layers ---------------------------------------------------------------------------------------------------
 
 

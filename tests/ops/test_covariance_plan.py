@@ -34,8 +34,12 @@ def task(
     tf32=False,
     tuning=BUILT,
     address=0,
+    channels_last=False,
 ):
     strides = [math.prod(shape[axis + 1 :]) for axis in range(5)]
+    if channels_last:
+        place = math.prod(shape[2:])
+        strides = [place * shape[1], 1, *(stride * shape[1] for stride in strides[2:])]
     geometry = (kernel, stride, padding, dilation, groups)
     return core.PatchTask(address, dtype, shape, strides, *geometry, sums, columns, capability, tf32, tuning)
 
@@ -67,13 +71,17 @@ def test_every_position_and_tile_is_taken_once(shape, groups, kernel, stride, co
     for sample, first, positions in plan["runs"]:
         assert sample * per_sample + first == position
         assert 0 < positions <= 999
+        assert first + positions <= per_sample or first == positions % per_sample == 0  # parts, or whole samples
         position += positions
     assert position == count
+    channels = plan["rows"] // math.prod(kernel)  # with those that fill 16 bytes
+    assert plan["rows"] % plan["together"] == 0
+    assert shape[1] // groups <= channels < shape[1] // groups + 4
     rows, across = plan["tile"]
     down, wide = plan["tiles"]
-    assert (down - 1) * rows < dim <= down * rows
+    assert (down - 1) * rows < plan["rows"] <= down * rows
     per_group = down * wide if columns else down * (down + 1) // 2
-    assert (wide - 1) * across < (columns or dim) <= wide * across
+    assert (wide - 1) * across < (columns or plan["rows"]) <= wide * across
     taken = []
     size = 4 if sums == FLOAT32 else 8
     for group, group_count, first, tiles, splits in plan["rounds"]:
@@ -86,8 +94,13 @@ def test_every_position_and_tile_is_taken_once(shape, groups, kernel, stride, co
     assert taken == list(range(groups * per_group))
     longest = max(positions for _, _, positions in plan["runs"])
     most_groups = max(group_count for _, group_count, *_ in plan["rounds"])
-    assert plan["image_elements"] == (longest * most_groups * columns if columns else 0)
-    assert plan["image_elements"] * size <= tuning[1] or longest == 32 or longest == count
+    if not columns:
+        assert (plan["image_elements"], plan["image_splits"]) == (0, 0)
+        return
+    assert columns <= plan["columns"] < columns + 4
+    one_image = longest * most_groups * plan["columns"]
+    assert plan["image_elements"] == one_image * plan["image_splits"]
+    assert plan["image_elements"] * size <= tuning[1] or (plan["image_splits"] == 1 and longest <= 32)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +111,9 @@ def test_every_position_and_tile_is_taken_once(shape, groups, kernel, stride, co
         ("igm::UnitTf32x3", {"dtype": FLOAT64}),
         ("igm::UnitHalf<igm::BFloat16>", {"dtype": BFLOAT16, "tf32": True}),
         ("igm::UnitHalf<igm::Float16>", {"dtype": FLOAT16, "capability": 120}),
-        ("igm::UnitTf32x3", {"dtype": FLOAT16, "columns": 80}),
+        ("igm::UnitTf32x2", {"dtype": FLOAT16, "columns": 80}),
+        ("igm::UnitTf32", {"dtype": BFLOAT16, "columns": 80, "tf32": True}),
+        ("igm::UnitTf32x3", {"columns": 80}),
         ("igm::UnitPlain<float>", {"dtype": BFLOAT16, "capability": 75}),
         ("igm::UnitPlain<double>", {"dtype": BFLOAT16, "sums": FLOAT64}),
     ],
@@ -130,20 +145,69 @@ def test_launches_of_a_sketch():
     plan = core.patch_plan(one)
     launches = core.patch_sketch_launches(one, 0, 0, 1.0, 0)
     splits = plan["rounds"][0][-1]
-    expected = []
+    expected = [("stage_omega_kernel", 576 * 80 // 256), ("omega_mask_kernel", 576 // 8 // 8)]
     for _, _, positions in plan["runs"]:
-        expected += [("patch_product_kernel", math.ceil(positions / 128)), ("patch_product_kernel", 5 * splits)]
-    assert launched(launches) == [*expected, ("patch_reduction_kernel", 5 * 4 * 3)]
-    assert {launch.kernel[-3:] for launch in launches[:-1]} == {" 1>", " 2>"}
-    assert all(launch.shared_bytes <= 48 << 10 and launch.block <= 256 for launch in launches)
+        samples = positions / (56 * 56)  # whole ones: what is staged stays in L2
+        assert samples.is_integer()
+        assert samples * 64 * 56 * 56 * 4 <= 16 << 20
+        expected += [
+            ("stage_input_kernel", samples * 2 * math.ceil(56 * 56 / 256)),
+            ("patch_product_kernel", math.ceil(positions / 128)),
+            ("patch_product_kernel", 3 * splits),
+        ]
+    assert launched(launches) == [*expected, ("patch_reduction_kernel", 3 * 256 / 16)]
+    products = [launch.kernel[-3:] for launch in launches if "product" in launch.kernel]
+    assert products == [" 1>", " 2>"] * len(plan["runs"])
+    assert all(launch.shared_bytes <= 99 << 10 and launch.block <= 256 for launch in launches)
+
+
+def test_an_image_of_few_positions_is_summed_in_splits():
+    """The last layers of a network have few positions and long patches: their rows are dealt out to more blocks."""
+    one = task((16, 512, 1, 7, 7), columns=80)
+    plan = core.patch_plan(one)
+    assert plan["image_splits"] >= 16
+    names = [name for name, _ in launched(core.patch_sketch_launches(one, 0, 0, 1.0, 0))]
+    assert names.count("image_sum_kernel") == len(plan["runs"]) == 1
+    assert core.patch_plan(task((64, 64, 1, 56, 56), columns=80))["image_splits"] <= 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "channels", "staged"),
+    [
+        ({}, 64, True),
+        ({"channels_last": True}, 64, False),
+        ({"channels_last": True}, 6, True),  # 24 bytes
+        ({"channels_last": True, "address": 8}, 64, True),
+        ({"channels_last": True, "dtype": BFLOAT16}, 64, False),
+        ({"channels_last": True, "dtype": BFLOAT16, "columns": 80}, 64, True),  # multiplied as float32
+        ({"channels_last": True, "dtype": BFLOAT16}, 4, True),
+        ({"capability": 75}, 64, False),  # gathered
+        ({"sums": FLOAT64}, 64, False),
+    ],
+)
+def test_inputs_are_staged_unless_16_bytes_are_neighbouring_channels(changes, channels, staged):
+    one = task((4, channels, 1, 9, 9), **changes)
+    plan = core.patch_plan(one)
+    assert plan["staged"] == staged
+    assert (plan["staged_bytes"] > 0) == staged
+    made = core.patch_sketch_launches(one, 0, 0, 1.0, 0) or core.patch_covariance_launches(one, 0, 1.0, 0)
+    assert ("stage_input_kernel" in [name for name, _ in launched(made)]) == staged
+
+
+def test_what_is_staged_once_serves_all_rounds():
+    one = task((8, 512, 1, 7, 7))  # 666 tiles in three rounds, one run
+    assert len(core.patch_plan(one)["rounds"]) > 1
+    names = [name for name, _ in launched(core.patch_covariance_launches(one, 0, 1.0, 0))]
+    assert names.count("stage_input_kernel") == 1
 
 
 def test_addresses_need_64_bits():
     """Samples beyond 2³² bytes from the first one are reached by pointers, positions beyond 2³⁰ in runs."""
     shape = (3000, 64, 1, 1024, 1024)
-    plan = core.patch_plan(task(shape))
+    changes = {"channels_last": True, "address": 16}
+    plan = core.patch_plan(task(shape, **changes))
     assert [first for first, _, _ in plan["runs"]] == [1024 * i for i in range(3)]
-    launches = core.patch_covariance_launches(task(shape, address=16), 0, 1.0, 0)
+    launches = core.patch_covariance_launches(task(shape, **changes), 0, 1.0, 0)
     addresses = {int.from_bytes(launch.params[:8], "little") for launch in launches if "product" in launch.kernel}
     assert addresses == {16 + 4 * 1024 * i * 64 * 1024**2 for i in range(3)}
     assert max(launch.grid for launch in launches) < 1 << 31
@@ -155,7 +219,7 @@ def test_addresses_need_64_bits():
         ((1, 1, 1, 1 << 16, 1 << 16), {}, "a sample with more output positions, expected at most 1073741824"),
         ((1, 1, 1, 1, 1 << 31), {}, "an axis of 2147483652 places"),
         ((1, 1 << 20, 1, 40, 40), {"kernel": (1, 33, 33)}, "patches of length 1141899264"),
-        ((1, 1, 600, 600, 3000), {"kernel": (512, 512, 2048)}, "1 matrices of 35184376283136 tiles"),
+        ((1, 1, 600, 600, 3000), {"kernel": (256, 512, 1024)}, "1 matrices of 8796095119360 tiles"),
     ],
 )
 def test_sizes_beyond_32_bits_are_refused(shape, changes, message):
@@ -164,8 +228,8 @@ def test_sizes_beyond_32_bits_are_refused(shape, changes, message):
 
 
 def test_kernels_whose_taps_need_more_bits_are_refused():
-    big = task((1, 1, 1100, 1100, 1100), kernel=(1024, 1024, 1000), columns=1)
-    with pytest.raises(ValueError, match=r"kernel 1024×1024×1000, expected sizes .* whose bits fit into 29"):
+    big = task((1, 1, 1100, 1100, 200), kernel=(1024, 1024, 128), columns=1)
+    with pytest.raises(ValueError, match=r"kernel 1024×1024×128, expected sizes .* whose bits fit into 29"):
         core.patch_sketch_launches(big, 0, 0, 1.0, 0)
 
 

@@ -73,6 +73,11 @@ inline Tf32 to_tf32(float value, emulation::Site site = emulation::Site::here())
     return {(bits & 0x7f800000u) == 0x7f800000u ? bits : (bits + 0x1000u) & 0xffffe000u};
 }
 
+inline void split_tf32(float value, unsigned& big, unsigned& small, emulation::Site site = emulation::Site::here()) {
+    big = to_tf32(value, site).bits;
+    small = to_tf32(value - bit_cast<float>(big), site).bits;
+}
+
 inline void load_matrices_transposed(unsigned (&r)[4], const void* shared_row,
                                      emulation::Site site = emulation::Site::here()) {
     emulation::expect_matrix_unit("load_matrices_transposed", site);
