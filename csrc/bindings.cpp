@@ -258,12 +258,12 @@ void bind_covariance(py::module_& m) {
              [](const igm::LagProblem& problem) { return igm::lag_product_plan(problem, {}).workspace_floats; })
         .def("plan", &lag_plan_items)
         .def("launches", [](const igm::LagProblem& problem, uintptr_t input, uintptr_t workspace, uintptr_t out,
-                            uintptr_t first, uintptr_t sources, double alpha) {
+                            uintptr_t first, uintptr_t sources, double alpha, bool mirror) {
             return igm::lag_product_launches(problem,
                                              {reinterpret_cast<const void*>(input), reinterpret_cast<float*>(workspace),
                                               reinterpret_cast<float*>(out), reinterpret_cast<const int*>(first),
                                               reinterpret_cast<const int*>(sources)},
-                                             alpha, {});
+                                             alpha, mirror, {});
         });
     m.def(
         "mirror_lower",

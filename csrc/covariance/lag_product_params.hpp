@@ -93,6 +93,7 @@ struct LagAssembly {
     int taps;
     int log2_tile;  // of the channels of a tile
     int side;       // tiles
+    bool mirror;    // the upper triangle is written, too
 };
 
 }  // namespace igm

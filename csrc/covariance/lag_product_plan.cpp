@@ -308,7 +308,7 @@ LagProductPlan lag_product_plan(const LagProblem& problem, const DeviceLimits& l
     return plan;
 }
 
-Launches lag_product_launches(const LagProblem& problem, const LagBuffers& buffers, double alpha,
+Launches lag_product_launches(const LagProblem& problem, const LagBuffers& buffers, double alpha, bool mirror,
                               const DeviceLimits& limits) {
     const LagProductPlan plan = lag_product_plan(problem, limits);
     std::string unit = text("igm::UnitHalf<", type_name<Float16>(), ">");
@@ -353,7 +353,8 @@ Launches lag_product_launches(const LagProblem& problem, const LagBuffers& buffe
                                static_cast<int>(pitch_of(problem)),
                                static_cast<int>(problem.taps),
                                log2_tile,
-                               static_cast<int>(divide_up(problem.channels, 1 << log2_tile))};
+                               static_cast<int>(divide_up(problem.channels, 1 << log2_tile)),
+                               mirror};
     launches.push_back(make_launch("igm::lag_assemble_kernel", plan.assembly, assembly));
     return launches;
 }

@@ -52,8 +52,8 @@ struct LagProductPlan {
 
 LagProductPlan lag_product_plan(const LagProblem& problem, const DeviceLimits& limits);
 
-// Adds alpha · Σ u uᵀ to out [groups, channels · taps, channels · taps], symmetric on return; only its lower triangle
-// counts on entry. `first` [taps² + 1] and `sources` as in lag_product_params.hpp; all pointers are device addresses.
+// Adds alpha · Σ u uᵀ to out [groups, channels · taps, channels · taps], symmetric on return if `mirror`; only its lower
+// triangle counts on entry. `first` [taps² + 1] and `sources` as in lag_product_params.hpp; all pointers are device addresses.
 struct LagBuffers {
     const void* input;
     float* workspace;
@@ -61,7 +61,7 @@ struct LagBuffers {
     const int* first;
     const int* sources;
 };
-Launches lag_product_launches(const LagProblem& problem, const LagBuffers& buffers, double alpha,
+Launches lag_product_launches(const LagProblem& problem, const LagBuffers& buffers, double alpha, bool mirror,
                               const DeviceLimits& limits);
 
 }  // namespace igm

@@ -174,7 +174,7 @@ def _conv_covariance_cuda(
     if patches.count == 0:
         return
     if lags_pay_cuda(patches, out.dtype):
-        add_lag_covariance_cuda(out, patches, alpha)
+        add_lag_covariance_cuda(out, patches, alpha, mirror=mirror)
     else:
         _add_patch_covariance_cuda(op, out, patches, alpha, mirror)
 

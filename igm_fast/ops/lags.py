@@ -167,8 +167,8 @@ def lags_pay_cuda(patches: Patches, dtype: torch.dtype) -> bool:
     return len(plan.terms) <= _MOST_TERMS and _MARGIN * by_lags < by_patches
 
 
-def add_lag_covariance_cuda(out: Tensor, patches: Patches, alpha: float) -> None:
-    """Add alpha·Σ u uᵀ to out [groups, d, d], float32 and symmetric on return.
+def add_lag_covariance_cuda(out: Tensor, patches: Patches, alpha: float, *, mirror: bool = True) -> None:
+    """Add alpha·Σ u uᵀ to float32 out [groups, d, d], symmetric on return if ``mirror``, else in the lower triangle.
 
     The input is float32, float16 or bfloat16 with stride 1 (see :func:`lags_pay_cuda`); a copy is made of one that is
     not channels-last. The first call for a geometry copies its plan to the device; a CUDA graph needs it before.
@@ -198,6 +198,7 @@ def add_lag_covariance_cuda(out: Tensor, patches: Patches, alpha: float) -> None
         first.data_ptr(),
         sources.data_ptr(),
         alpha,
+        mirror,
     )
     native.launch("covariance by lags", launches, device)
 

@@ -158,6 +158,15 @@ def test_a_channels_last_input_is_read_in_place():
         check(by_lags(given, SAME), given, SAME)
 
 
+def test_without_mirror_the_upper_triangle_is_left_alone():
+    x = drawn((2, 18, 6, 6))
+    patches = conv_patches("test", 2, x, (3, 3), (1, 1), (1,) * 4, (1, 1), 1)
+    out = torch.full((1, 162, 162), 7.0).triu(1)
+    lags.add_lag_covariance_cuda(out, patches, 1.0, mirror=False)
+    assert np.array_equal(out.tril()[0], np.tril(by_lags(x, SAME)[0]))
+    assert torch.equal(out.triu(1), torch.full((1, 162, 162), 7.0).triu(1))
+
+
 def test_it_adds_to_the_lower_triangle_and_copies_it_to_the_upper_one():
     x = drawn((2, 18, 6, 6))
     zeros, ones = by_lags(x, SAME), by_lags(x, SAME, before=1.0)
