@@ -52,8 +52,9 @@ struct LagProductPlan {
 
 LagProductPlan lag_product_plan(const LagProblem& problem, const DeviceLimits& limits);
 
-// Adds alpha · Σ u uᵀ to out [groups, channels · taps, channels · taps], symmetric on return if `mirror`; only its lower
-// triangle counts on entry. `first` [taps² + 1] and `sources` as in lag_product_params.hpp; all pointers are device addresses.
+// Adds alpha · Σ u uᵀ to out [groups, channels · taps, channels · taps], symmetric on return if `mirror`; only its
+// lower triangle counts on entry. `first` [taps² + 1] and `sources` as in lag_product_params.hpp; all pointers are
+// device addresses.
 struct LagBuffers {
     const void* input;
     float* workspace;

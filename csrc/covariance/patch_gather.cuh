@@ -93,7 +93,7 @@ struct GatherOperands {
     using Depth = typename PatchSides<kJob>::Depth;
     using Left = PatchShare<Tiling, Tiling::kRows, Element>;
     static_assert(Tiling::kEntryBytes == sizeof(Row) && Tiling::kEntryBytes == sizeof(Depth), "tables have room");
-    static_assert(Tiling::kStages == 2 && !Tiling::kByRows, "one step in registers, one in shared memory");
+    static_assert(!Tiling::kByRows, "stores go along rows");
 
     template <bool, class Patches, class>
     struct Choice {

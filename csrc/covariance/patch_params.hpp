@@ -90,16 +90,15 @@ constexpr int kReductionRows = 16;  // of a block, by all columns of a tile
 constexpr int kReductionThreads = 256;
 constexpr int kReductionResident = 4;
 
-// Sizes of a block's work, for each kind of arithmetic. kStages: steps whose operands are in shared memory at once.
-// kResident: blocks per multiprocessor to compile for. kByRows: the left tile lies [row][depth] instead of
-// [depth][row].
-template <int kRows_, int kColumns_, int kDepth_, int kWarpsDown_, int kWarpsAcross_, int kElementBytes, int kStages_,
-          int kResident_, bool kByRows_ = false>
+// Sizes of a block's work, for each kind of arithmetic. kResident: blocks per multiprocessor to compile for; shared
+// memory leaves room for two on every device. kByRows: the left tile lies [row][depth] instead of [depth][row].
+template <int kRows_, int kColumns_, int kDepth_, int kWarpsDown_, int kWarpsAcross_, int kElementBytes, int kResident_,
+          bool kByRows_ = false>
 struct PatchTilingOf {
     static constexpr int kRows = kRows_, kColumns = kColumns_, kDepth = kDepth_;
     static constexpr int kWarpsDown = kWarpsDown_, kWarpsAcross = kWarpsAcross_;
     static constexpr int kThreads = 32 * kWarpsDown * kWarpsAcross;
-    static constexpr int kStages = kStages_, kResident = kResident_;
+    static constexpr int kResident = kResident_;
     static constexpr bool kByRows = kByRows_;
     // Elements from one depth to the next: what matrix_unit.cuh needs for access without bank conflicts.
     static constexpr int padded(int rows) {
@@ -112,37 +111,35 @@ struct PatchTilingOf {
     static constexpr int kEntryBytes = 16;  // of what a table says of a depth, or of a row
     // Depths that have an entry of their own; 16 bytes of one row stand for a whole piece.
     static constexpr int kEntries = kByRows ? kDepth * kElementBytes / 16 : kDepth;
-    // A warp makes entries for as many steps as it has lanes. Slots: for two turns of it, and for all steps under way.
-    static constexpr int kTableSteps = 32 / kEntries;
-    static constexpr int kTableSlots =
-        2 * kTableSteps > kStages ? 2 * kTableSteps : (kStages + kTableSteps - 1) / kTableSteps * kTableSteps;
+    // A warp makes entries for as many steps as it has lanes; the ones of its last turn are still in use.
+    static constexpr int kTableSteps = 32 / kEntries, kTableSlots = 2 * kTableSteps;
     static constexpr int kDepthTableBytes = kTableSlots * kEntries * kEntryBytes;
     static constexpr int kTableBytes = kDepthTableBytes + (kByRows ? kRows * kEntryBytes : 0);
-    static constexpr int kSharedBytes = kTableBytes + kStages * kBufferElements * kElementBytes;
+    static constexpr int kSharedBytes = kTableBytes + 2 * kBufferElements * kElementBytes;
 };
 
-// With matrix units. Sums of a warp are 32×80 for the image, whose zeros are left out anyway; 64×80 for the sketch;
+// With matrix units. Sums of a warp are 32×80 for the image, whose zeros are left out anyway; 48×80 for the sketch;
 // 64×64 for the covariance.
 template <class Unit, int kJob>
-struct PatchTiling : PatchTilingOf<128, 80, 16, 4, 1, 4, 3, 3, true> {};
+struct PatchTiling : PatchTilingOf<128, 80, 16, 4, 1, 4, 3, true> {};
 template <class Unit>
-struct PatchTiling<Unit, kPatchSketch> : PatchTilingOf<256, 80, 16, 4, 1, 4, 3, 2> {};
+struct PatchTiling<Unit, kPatchSketch> : PatchTilingOf<192, 80, 16, 4, 1, 4, 2> {};
 template <class Unit>
-struct PatchTiling<Unit, kPatchCovariance> : PatchTilingOf<128, 128, 16, 2, 2, 4, 3, 2> {};
+struct PatchTiling<Unit, kPatchCovariance> : PatchTilingOf<128, 128, 16, 2, 2, 4, 2> {};
 template <class T>
-struct PatchTiling<UnitHalf<T>, kPatchCovariance> : PatchTilingOf<128, 128, 32, 2, 2, 2, 3, 2> {};
+struct PatchTiling<UnitHalf<T>, kPatchCovariance> : PatchTilingOf<128, 128, 32, 2, 2, 2, 2> {};
 // Without.
 template <>
-struct PatchTiling<UnitPlain<float>, kPatchImage> : PatchTilingOf<128, 80, 16, 4, 1, 4, 2, 2> {};
+struct PatchTiling<UnitPlain<float>, kPatchImage> : PatchTilingOf<128, 80, 16, 4, 1, 4, 2> {};
 template <>
-struct PatchTiling<UnitPlain<float>, kPatchSketch> : PatchTilingOf<128, 80, 16, 4, 1, 4, 2, 2> {};
+struct PatchTiling<UnitPlain<float>, kPatchSketch> : PatchTilingOf<128, 80, 16, 4, 1, 4, 2> {};
 template <>
-struct PatchTiling<UnitPlain<float>, kPatchCovariance> : PatchTilingOf<64, 64, 32, 2, 2, 4, 2, 3> {};
+struct PatchTiling<UnitPlain<float>, kPatchCovariance> : PatchTilingOf<64, 64, 32, 2, 2, 4, 3> {};
 template <>
-struct PatchTiling<UnitPlain<double>, kPatchImage> : PatchTilingOf<64, 80, 8, 4, 1, 8, 2, 2> {};
+struct PatchTiling<UnitPlain<double>, kPatchImage> : PatchTilingOf<64, 80, 8, 4, 1, 8, 2> {};
 template <>
-struct PatchTiling<UnitPlain<double>, kPatchSketch> : PatchTilingOf<64, 80, 8, 4, 1, 8, 2, 2> {};
+struct PatchTiling<UnitPlain<double>, kPatchSketch> : PatchTilingOf<64, 80, 8, 4, 1, 8, 2> {};
 template <>
-struct PatchTiling<UnitPlain<double>, kPatchCovariance> : PatchTilingOf<64, 64, 8, 2, 2, 8, 2, 3> {};
+struct PatchTiling<UnitPlain<double>, kPatchCovariance> : PatchTilingOf<64, 64, 8, 2, 2, 8, 3> {};
 
 }  // namespace igm

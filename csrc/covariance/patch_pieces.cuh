@@ -18,7 +18,6 @@ struct PieceOperands {
     using Depth = typename PatchSides<kJob>::Depth;
     static_assert(Tiling::kEntryBytes == sizeof(PatchRow) && Tiling::kEntryBytes == sizeof(PatchPosition), "tables");
     static constexpr int kPiece = 16 / static_cast<int>(sizeof(Element));
-    static constexpr int kStages = Tiling::kStages;
 
     const PatchProduct& params;
     const PatchTile<kJob, Tiling>& tile;
@@ -55,14 +54,13 @@ struct PieceOperands {
                 copy_rows<Tiling::kColumns, Tiling::kRightStride>(right_row, entries, buffer + Tiling::kLeftElements);
             }
         }
-        copy_commit();  // also where there is nothing left: land() counts groups
+        copy_commit();
     }
 
-    IGM_DEVICE void land(int) const { copy_wait<kStages - 2>(); }
+    IGM_DEVICE void land(int) const { copy_wait<0>(); }
 
     IGM_DEVICE Element* left(int step) const {
-        return reinterpret_cast<Element*>(dynamic_shared() + Tiling::kTableBytes) +
-               step % kStages * Tiling::kBufferElements;
+        return reinterpret_cast<Element*>(dynamic_shared() + Tiling::kTableBytes) + step % 2 * Tiling::kBufferElements;
     }
     IGM_DEVICE Element* right(int step) const { return left(step) + (tile.on_diagonal() ? 0 : Tiling::kLeftElements); }
 
@@ -82,14 +80,14 @@ struct PieceOperands {
 
     template <int kRows, int kStride>
     IGM_DEVICE void copy_rows(const PatchRow& row, const PatchPosition* entries, Element* side) const {
-        constexpr int kAtOnce = Tiling::kThreads / (kRows / kPiece);
+        constexpr int kPieces = kRows / kPiece, kAtOnce = Tiling::kThreads / kPieces;
         static_assert(Tiling::kDepth % kAtOnce == 0, "whole steps");
         const unsigned guards = params.source.guards;
         const long long offset = row.offset * static_cast<long long>(sizeof(Element));
         const int thread = opaque(thread_index());  // the sums need the registers
-        const int first = thread / (kRows / kPiece), column = thread % (kRows / kPiece) * kPiece;
+        const int first = thread / kPieces, column = thread % kPieces * kPiece;
         IGM_UNROLL
-        for (int i = 0; i < Tiling::kDepth; i += kAtOnce) {
+        for (int i = 0; i < Tiling::kDepth && first < kAtOnce; i += kAtOnce) {
             const PatchPosition entry = entries[first + i];
             copy_async_16(side + (first + i) * kStride + column, entry.origin + offset, is_inside(guards, entry, row));
         }

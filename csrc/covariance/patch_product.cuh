@@ -8,13 +8,13 @@
 //
 // A block owns a tile of the result and steps through the summation index, `kDepth` of it at a time: positions, or rows
 // of a patch for the image. Both sides of a step lie in shared memory, as common/matrix_unit.cuh wants them; while
-// the warps multiply one buffer, the next ones are filled: one barrier a step. What an address needs of the tile's rows
+// the warps multiply one buffer, the other is filled: one barrier a step. What an address needs of the tile's rows
 // is computed once, what it needs of a step's depths lies in a table for which one warp computes ahead. How elements
 // travel differs:
 //
-//     patch_pieces.cuh   matrix units: 16 bytes of neighbouring channels at a time, copied asynchronously, two steps
-//                        ahead; inputs that do not lie so are staged first (stage.cuh)
-//     patch_gather.cuh   without: element by element through registers, one step ahead, any strides and types
+//     patch_pieces.cuh   matrix units: 16 bytes of neighbouring channels at a time, copied asynchronously; inputs that
+//                        do not lie so are staged first (stage.cuh)
+//     patch_gather.cuh   without: element by element through registers, any strides and types
 //
 // Memory: a tile reads (rows + columns) elements for rows·columns products; x crosses DRAM about once, because blocks
 // that run together share their positions. The summation is cut into splits for as many blocks as the GPU wants; the
@@ -35,7 +35,6 @@ struct WarpSums {
     using Element = typename Unit::Element;
     static constexpr int kDown = Tiling::kRows / Tiling::kWarpsDown / 16;
     static constexpr int kAcross = Tiling::kColumns / Tiling::kWarpsAcross / 16;
-    static constexpr bool kTight = kDown * kAcross > 16;
     typename Unit::Sum values[kDown][kAcross][2][4] = {};
 
     static IGM_DEVICE int first_row() { return warp_index() % Tiling::kWarpsDown * (16 * kDown); }
@@ -51,15 +50,9 @@ struct WarpSums {
             for (int j = 0; j < kAcross; ++j) {
                 const typename Unit::B b =
                     Unit::load_b(right + depth * Tiling::kRightStride + 16 * j, Tiling::kRightStride);
-                if constexpr (kTight) {  // two barriers keep ptxas from loading ahead into registers that it lacks
-                    warp_barrier();
-                }
                 IGM_UNROLL
                 for (int half = 0; half < 2; ++half) {
                     multiply_half(j, half, a, Unit::columns(b, half));
-                }
-                if constexpr (kTight) {
-                    warp_barrier();
                 }
             }
         }
@@ -134,7 +127,7 @@ struct PatchTile {
     int split, group, row, column;
     int first_depth, steps;
 
-    IGM_DEVICE explicit PatchTile(const PatchProduct& params) {
+    IGM_DEVICE void find(const PatchProduct& params) {
         split = static_cast<int>(block_index() / params.tiles);
         const int number = params.first_tile + static_cast<int>(block_index() % params.tiles);
         const int across = params.tiles_across;
@@ -200,9 +193,13 @@ struct PatchOperands;
 
 template <class Unit, int kJob, class Tiling = PatchTiling<Unit, kJob>>
 IGM_KERNEL IGM_BLOCKS(Tiling::kThreads, Tiling::kResident) patch_product_kernel(const PatchProduct params) {
-    constexpr int kStages = Tiling::kStages;
     using Sum = typename Unit::Sum;
-    const PatchTile<kJob, Tiling> tile(params);
+    // In shared memory: the sums need the registers.
+    IGM_SHARED PatchTile<kJob, Tiling> tile;
+    if (thread_index() == 0) {
+        tile.find(params);
+    }
+    barrier();
     typename PatchOperands<Unit, kJob, Tiling>::Type operands(params, tile);
     WarpSums<Unit, Tiling> sums;
     const bool multiplies = tile.is_wanted(params, sums.first_row(), sums.first_column());
@@ -213,18 +210,15 @@ IGM_KERNEL IGM_BLOCKS(Tiling::kThreads, Tiling::kResident) patch_product_kernel(
                 tile.first_depth / kMaskDepths;
     }
 
-    for (int step = 0; step < kStages; ++step) {
-        operands.make_table(step);
-    }
+    operands.make_table(0);
+    operands.make_table(1);
     barrier();
-    for (int step = 0; step < kStages - 1; ++step) {
-        operands.start(step);
-    }
+    operands.start(0);
     for (int step = 0; step < tile.steps; ++step) {
         operands.land(step);
         barrier();
-        operands.start(step + kStages - 1);
-        operands.make_table(step + kStages);
+        operands.start(step + 1);
+        operands.make_table(step + 2);
         if (!multiplies) {
             continue;
         }

@@ -75,8 +75,11 @@ IGM_KERNEL IGM_BLOCKS(kStageThreads, kStageResident) stage_input_kernel(const St
         } else if (params.block_positions == kStagePositions) {  // a thread's position stays
             if (thread_index() < positions) {
                 const long long offset = position_offset(first_position + thread_index());
-                for (int channel = 0; channel < kStageChannels; ++channel) {
-                    bring(channel, thread_index(), offset);
+                IGM_ROLLED
+                for (int first = 0; first < kStageChannels; first += 8) {  // eight loads under way
+                    for (int channel = first; channel < first + 8; ++channel) {
+                        bring(channel, thread_index(), offset);
+                    }
                 }
             }
         } else {  // all positions of a sample, and then those of the next channel

@@ -155,7 +155,7 @@ def test_launches_of_a_sketch():
             ("patch_product_kernel", math.ceil(positions / 128)),
             ("patch_product_kernel", 3 * splits),
         ]
-    assert launched(launches) == [*expected, ("patch_reduction_kernel", 3 * 256 / 16)]
+    assert launched(launches) == [*expected, ("patch_reduction_kernel", 3 * 192 / 16)]
     products = [launch.kernel[-3:] for launch in launches if "product" in launch.kernel]
     assert products == [" 1>", " 2>"] * len(plan["runs"])
     assert all(launch.shared_bytes <= 99 << 10 and launch.block <= 256 for launch in launches)
