@@ -25,6 +25,7 @@
 
 #include "common/matrix_unit.cuh"
 #include "common/pack.cuh"
+#include "common/quotient.cuh"
 #include "covariance/lag_product_params.hpp"
 
 namespace igm {
@@ -55,21 +56,16 @@ IGM_DEVICE LagStart lag_start(const LagItem& item, int chunk, int positions, int
     return start;
 }
 
-// value / extent for 0 <= value < 2^20: the rounding of the product is too small to reach the next integer.
-IGM_DEVICE int lag_quotient(int value, float one_per_extent) {
-    return static_cast<int>((static_cast<float>(value) + 0.5f) * one_per_extent);
-}
-
 // Address of the position that lies `row` behind (sample, z, y, x), in units of 16 bytes; -1 outside of the input.
 IGM_DEVICE int lag_row(const LagProduct& params, const LagItem& item, int sample, int z, int y, int x, int row) {
     x += row;
-    const int lines = lag_quotient(x, item.one_per_extent[2]);
+    const int lines = small_quotient(x, item.one_per_extent[2]);
     x -= lines * item.extent[2];
     y += lines;
-    const int planes = lag_quotient(y, item.one_per_extent[1]);
+    const int planes = small_quotient(y, item.one_per_extent[1]);
     y -= planes * item.extent[1];
     z += planes;
-    const int samples = lag_quotient(z, item.one_per_extent[0]);
+    const int samples = small_quotient(z, item.one_per_extent[0]);
     z -= samples * item.extent[0];
     sample += samples;
     const bool inside =
@@ -428,7 +424,7 @@ IGM_KERNEL IGM_BLOCKS(kLagAssembleThreads, 4) lag_assemble_kernel(const LagAssem
             const float value = products[(code >> 2) * area + (code & 2 ? transposed : direct)];
             sum += code & 1 ? -value : value;
         }
-        const int i = lag_quotient(taps_ij, params.one_per_taps), j = taps_ij - i * taps;
+        const int i = small_quotient(taps_ij, params.one_per_taps), j = taps_ij - i * taps;
         entries[(c * taps + i) * stride + e * taps + j] = sum;
     }
     barrier();

@@ -14,7 +14,7 @@ namespace igm {
 
 namespace {
 
-// Quotients of positions are made in float32 (lag_quotient).
+// Quotients of positions are made in float32 (small_quotient).
 constexpr int64_t kMostExtent = 1 << 19;
 constexpr int64_t kMostInt = std::numeric_limits<int>::max();
 

@@ -87,12 +87,12 @@ struct MatrixShare {
 };
 
 template <class Unit, int kJob, class Tiling>
-struct GatherOperands {
+struct GatherOperands : PatchBuffers<Unit, kJob, Tiling> {
+    using Buffers = PatchBuffers<Unit, kJob, Tiling>;
     using Element = typename Unit::Element;
     using Row = typename PatchSides<kJob>::Row;
-    using Depth = typename PatchSides<kJob>::Depth;
     using Left = PatchShare<Tiling, Tiling::kRows, Element>;
-    static_assert(Tiling::kEntryBytes == sizeof(Row) && Tiling::kEntryBytes == sizeof(Depth), "tables have room");
+    using Buffers::left, Buffers::params, Buffers::right, Buffers::table, Buffers::tile;
     static_assert(!Tiling::kByRows, "stores go along rows");
 
     template <bool, class Patches, class>
@@ -107,14 +107,11 @@ struct GatherOperands {
     using RightPatches = PatchShare<Tiling, kPatchesRight ? Tiling::kColumns : Tiling::kRows, Element>;
     using Right = typename Choice<kPatchesRight, RightPatches, MatrixShare<Tiling, Element>>::Type;
 
-    const PatchProduct& params;
-    const PatchTile<kJob, Tiling>& tile;
     Row left_rows[Left::kRows], right_rows[RightPatches::kRows];
     Left left_share;
     Right right_share;
 
-    IGM_DEVICE GatherOperands(const PatchProduct& params, const PatchTile<kJob, Tiling>& tile)
-        : params(params), tile(tile) {
+    IGM_DEVICE GatherOperands(const PatchProduct& params, const typename Buffers::Tile& tile) : Buffers(params, tile) {
         for (int i = 0; i < Left::kRows; ++i) {
             make_entry(params, tile.group, left_rows[i], tile.row * Tiling::kRows + Left::row(i));
         }
@@ -122,8 +119,6 @@ struct GatherOperands {
             make_entry(params, tile.group, right_rows[i], tile.column * Tiling::kColumns + RightPatches::row(i));
         }
     }
-
-    IGM_DEVICE void make_table(int step) const { make_entries<Tiling>(params, tile, table(step), step); }
 
     IGM_DEVICE void start(int step) {
         if (step >= tile.steps) {
@@ -148,16 +143,6 @@ struct GatherOperands {
         if (!tile.on_diagonal()) {
             right_share.store(right(step), Tiling::kRightStride);
         }
-    }
-
-    IGM_DEVICE Element* left(int step) const {
-        return reinterpret_cast<Element*>(dynamic_shared() + Tiling::kTableBytes) + step % 2 * Tiling::kBufferElements;
-    }
-    IGM_DEVICE Element* right(int step) const { return left(step) + (tile.on_diagonal() ? 0 : Tiling::kLeftElements); }
-
-  private:
-    IGM_DEVICE Depth* table(int step) const {
-        return reinterpret_cast<Depth*>(dynamic_shared()) + step % Tiling::kTableSlots * Tiling::kEntries;
     }
 };
 

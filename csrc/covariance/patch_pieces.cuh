@@ -13,18 +13,15 @@
 namespace igm {
 
 template <class Unit, int kJob, class Tiling>
-struct PieceOperands {
+struct PieceOperands : PatchBuffers<Unit, kJob, Tiling> {
+    using Buffers = PatchBuffers<Unit, kJob, Tiling>;
     using Element = typename Unit::Element;
-    using Depth = typename PatchSides<kJob>::Depth;
-    static_assert(Tiling::kEntryBytes == sizeof(PatchRow) && Tiling::kEntryBytes == sizeof(PatchPosition), "tables");
+    using Buffers::left, Buffers::params, Buffers::table, Buffers::tile;
     static constexpr int kPiece = 16 / static_cast<int>(sizeof(Element));
 
-    const PatchProduct& params;
-    const PatchTile<kJob, Tiling>& tile;
     PatchRow left_row, right_row;  // of this thread's pieces
 
-    IGM_DEVICE PieceOperands(const PatchProduct& params, const PatchTile<kJob, Tiling>& tile)
-        : params(params), tile(tile) {
+    IGM_DEVICE PieceOperands(const PatchProduct& params, const typename Buffers::Tile& tile) : Buffers(params, tile) {
         if constexpr (kJob == kPatchImage) {
             for (int row = thread_index(); row < Tiling::kRows; row += Tiling::kThreads) {
                 make_entry(params, tile.group, positions()[row], tile.row * Tiling::kRows + row);
@@ -37,11 +34,9 @@ struct PieceOperands {
         }
     }
 
-    IGM_DEVICE void make_table(int step) const { make_entries<Tiling>(params, tile, table(step), step); }
-
     IGM_DEVICE void start(int step) const {
         if (step < tile.steps) {
-            const Depth* const entries = table(step);
+            const typename Buffers::Depth* const entries = table(step);
             Element* const buffer = left(step);
             if constexpr (kJob == kPatchImage) {
                 copy_positions(entries, buffer);
@@ -59,15 +54,7 @@ struct PieceOperands {
 
     IGM_DEVICE void land(int) const { copy_wait<0>(); }
 
-    IGM_DEVICE Element* left(int step) const {
-        return reinterpret_cast<Element*>(dynamic_shared() + Tiling::kTableBytes) + step % 2 * Tiling::kBufferElements;
-    }
-    IGM_DEVICE Element* right(int step) const { return left(step) + (tile.on_diagonal() ? 0 : Tiling::kLeftElements); }
-
   private:
-    IGM_DEVICE Depth* table(int step) const {
-        return reinterpret_cast<Depth*>(dynamic_shared()) + step % Tiling::kTableSlots * Tiling::kEntries;
-    }
     static IGM_DEVICE PatchPosition* positions() {
         return reinterpret_cast<PatchPosition*>(dynamic_shared() + Tiling::kDepthTableBytes);
     }

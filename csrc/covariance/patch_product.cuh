@@ -176,16 +176,37 @@ IGM_DEVICE void make_entry(const PatchProduct& params, int group, PatchPosition&
                            params.first_position + params.positions);
 }
 
-// What a table says of the depths of this step and those behind it that one warp makes at once; warps take turns.
-template <class Tiling, class Tile, class Depth>
-IGM_DEVICE void make_entries(const PatchProduct& params, const Tile& tile, Depth* table, int step) {
-    constexpr int kDepths = Tiling::kDepth / Tiling::kEntries;  // per entry
-    const int turn = step / Tiling::kTableSteps;
-    if (step % Tiling::kTableSteps == 0 && warp_index() == turn % (Tiling::kThreads / kWarp)) {
-        make_entry(params, tile.group, table[lane_index()],
-                   tile.first_depth + step * Tiling::kDepth + lane_index() * kDepths);
+// Where in shared memory the sides of a step lie, and the table of its depths.
+template <class Unit, int kJob, class Tiling>
+struct PatchBuffers {
+    using Element = typename Unit::Element;
+    using Depth = typename PatchSides<kJob>::Depth;
+    using Tile = PatchTile<kJob, Tiling>;
+    static_assert(Tiling::kEntryBytes == sizeof(PatchRow) && Tiling::kEntryBytes == sizeof(PatchPosition), "tables");
+
+    const PatchProduct& params;
+    const Tile& tile;
+
+    IGM_DEVICE PatchBuffers(const PatchProduct& params, const Tile& tile) : params(params), tile(tile) {}
+
+    // Entries for the depths of this step and those behind it that one warp makes at once; warps take turns.
+    IGM_DEVICE void make_table(int step) const {
+        constexpr int kDepths = Tiling::kDepth / Tiling::kEntries;  // per entry
+        const int turn = step / Tiling::kTableSteps;
+        if (step % Tiling::kTableSteps == 0 && warp_index() == turn % (Tiling::kThreads / kWarp)) {
+            make_entry(params, tile.group, table(step)[lane_index()],
+                       tile.first_depth + step * Tiling::kDepth + lane_index() * kDepths);
+        }
     }
-}
+
+    IGM_DEVICE Depth* table(int step) const {
+        return reinterpret_cast<Depth*>(dynamic_shared()) + step % Tiling::kTableSlots * Tiling::kEntries;
+    }
+    IGM_DEVICE Element* left(int step) const {
+        return reinterpret_cast<Element*>(dynamic_shared() + Tiling::kTableBytes) + step % 2 * Tiling::kBufferElements;
+    }
+    IGM_DEVICE Element* right(int step) const { return left(step) + (tile.on_diagonal() ? 0 : Tiling::kLeftElements); }
+};
 
 // Brings both sides of a step to shared memory: PieceOperands or GatherOperands.
 template <class Unit, int kJob, class Tiling>

@@ -13,16 +13,11 @@
 // Bytes: the input once, the output once. The host takes so few samples at a time that the output is still in L2 when
 // the product kernels read it.
 
-#include "common/device.cuh"
+#include "common/quotient.cuh"
 #include "covariance/patch_source.cuh"
 #include "covariance/stage_params.hpp"
 
 namespace igm {
-
-// value / divisor for 0 <= value < 2^20: the rounding of the product is too small to reach the next integer.
-IGM_DEVICE int small_quotient(int value, float one_per_divisor) {
-    return static_cast<int>((static_cast<float>(value) + 0.5f) * one_per_divisor);
-}
 
 // Out: float, or unsigned short for halves of both kinds, which are copied as they are.
 template <class Out>
@@ -41,6 +36,7 @@ IGM_KERNEL IGM_BLOCKS(kStageThreads, kStageResident) stage_input_kernel(const St
     const int first_channel = rest / params.position_blocks * kStageChannels;
     const int left = params.positions - first_position;
     const int positions = left < params.block_positions ? left : params.block_positions;
+    const int wide = params.pitch - first_channel, filled = wide < kStageChannels ? wide : kStageChannels;
 
     const auto position_offset = [&](int position) -> long long {
         if (params.sizes[0] * params.sizes[1] == 1) {
@@ -76,31 +72,30 @@ IGM_KERNEL IGM_BLOCKS(kStageThreads, kStageResident) stage_input_kernel(const St
             if (thread_index() < positions) {
                 const long long offset = position_offset(first_position + thread_index());
                 IGM_ROLLED
-                for (int first = 0; first < kStageChannels; first += 8) {  // eight loads under way
+                for (int first = 0; first < filled; first += 8) {  // eight loads under way
                     for (int channel = first; channel < first + 8; ++channel) {
                         bring(channel, thread_index(), offset);
                     }
                 }
             }
         } else {  // all positions of a sample, and then those of the next channel
-            for (int i = thread_index(); i < kStageChannels * positions; i += kStageThreads) {
+            for (int i = thread_index(); i < filled * positions; i += kStageThreads) {
                 const int channel = small_quotient(i, params.one_per_position), position = i - channel * positions;
                 bring(channel, position, position_offset(position));
             }
         }
     });
     barrier();
-    constexpr int kWords = kStageChannels / kPerWord;
+    const int words = filled / kPerWord;
+    const float one_per_words = 1.0f / static_cast<float>(words);
     Out* const output =
         static_cast<Out*>(params.output) +
         ((static_cast<long long>(sample) * params.positions + first_position) * params.groups + group) * params.pitch +
         first_channel;
-    for (int i = thread_index(); i < kWords * positions; i += kStageThreads) {
-        const int channel = i % kWords * kPerWord, position = i / kWords;
-        if (first_channel + channel < params.pitch) {
-            *reinterpret_cast<Word*>(output + static_cast<long long>(position) * params.groups * params.pitch +
-                                     channel) = *reinterpret_cast<const Word*>(tile + position * kStride + channel);
-        }
+    for (int i = thread_index(); i < words * positions; i += kStageThreads) {
+        const int position = small_quotient(i, one_per_words), channel = (i - position * words) * kPerWord;
+        *reinterpret_cast<Word*>(output + static_cast<long long>(position) * params.groups * params.pitch + channel) =
+            *reinterpret_cast<const Word*>(tile + position * kStride + channel);
     }
 }
 
