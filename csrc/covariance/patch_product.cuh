@@ -251,6 +251,9 @@ IGM_KERNEL IGM_BLOCKS(Tiling::kThreads, Tiling::kResident) patch_product_kernel(
         }
     }
 
+    struct alignas(2 * sizeof(Sum)) Pair {
+        Sum values[2];
+    };
     if constexpr (kJob == kPatchImage) {
         const int columns = params.columns, first_column = tile.column * Tiling::kColumns;
         const int first_position = tile.row * Tiling::kRows;
@@ -258,16 +261,18 @@ IGM_KERNEL IGM_BLOCKS(Tiling::kThreads, Tiling::kResident) patch_product_kernel(
         Sum* image = static_cast<Sum*>(params.result) +
                      (static_cast<long long>(tile.split) * groups + tile.group) * params.positions * columns;
         sums.for_pairs([&](int row, int column, const Sum* pair) {
-            for (int k = 0; k < 2; ++k) {
-                if (first_position + row < params.positions && first_column + column + k < columns) {
-                    image[static_cast<long long>(first_position + row) * columns + first_column + column + k] = pair[k];
+            if (first_position + row < params.positions) {
+                Sum* const place =
+                    image + static_cast<long long>(first_position + row) * columns + first_column + column;
+                if (Tiling::kByRows && first_column + column < columns) {  // whose number is even
+                    *reinterpret_cast<Pair*>(place) = Pair{{pair[0], pair[1]}};
+                }
+                for (int k = 0; !Tiling::kByRows && k < 2 && first_column + column + k < columns; ++k) {
+                    place[k] = pair[k];
                 }
             }
         });
     } else {
-        struct alignas(2 * sizeof(Sum)) Pair {
-            Sum values[2];
-        };
         Sum* partial = static_cast<Sum*>(params.result) + block_index() * (Tiling::kRows * Tiling::kColumns);
         sums.for_pairs([&](int row, int column, const Sum* pair) {
             Pair* place = reinterpret_cast<Pair*>(partial + row * Tiling::kColumns + column);

@@ -3,9 +3,10 @@
 What the operators of igm_fast/ops/covariance.py promise about inputs and outputs holds here too. On a CPU, convolutions
 give the same bits for any number of threads, as Σ u and Σ|u|² always do; 1×1 kernels and linear layers are BLAS.
 
-On a GPU both products are of the patches in the dtype of the sums, float32 as in igm_fast/ops/covariance.py. Z = uᵀΩ is
-made for so many positions at a time (16 MB) that it stays in L2 until u Z is added up, and with it their inputs, which
-cross the memory bus once for both products. Workspace: that, 16 MB of partial sums, and 16 MB for Σ u and Σ|u|².
+On a GPU both products are of the patches in the dtype of the sums, float32 as in igm_fast/ops/covariance.py; float16
+and bfloat16 inputs need two products of TF32 instead of three. Z = uᵀΩ is made for so many positions at a time (16 MB)
+that it stays in L2 until u Z is added up, and with it their inputs, which are brought into channels-last order first
+unless they are float32 and lie so. Workspace: both, a copy of Ω, 16 MB of partial sums, and 16 MB for Σ u and Σ|u|².
 """
 
 from __future__ import annotations

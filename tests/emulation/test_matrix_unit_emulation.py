@@ -12,7 +12,7 @@ import torch
 LANES = range(32)
 
 
-# ---- the four policies of matrix_unit.cuh ----------------------------------------------------------------------------
+# ---- the policies of matrix_unit.cuh ----------------------------------------------------------------------------
 
 # dtype of elements and of sums, and by how much the product of two numbers may be off (relative to |a b|).
 HALF = 2.0**-11
@@ -24,6 +24,8 @@ UNITS = {
     # a = big + small + rest, |small| <= 2^-11 |a| and |rest| <= 2^-11 |small|: what is left out is small·small and the
     # rests times the other operand.
     "UnitTf32x3": (torch.float32, torch.float32, 3.1 * HALF**2),
+    # The left one has no small part.
+    "UnitTf32x2": (torch.float32, torch.float32, 1.1 * HALF**2),
     "UnitPlain<float>": (torch.float32, torch.float32, 0.0),
     "UnitPlain<double>": (torch.float64, torch.float64, 0.0),
 }
@@ -60,6 +62,8 @@ def test_unit_makes_small_integers_exact(machine, unit):
 def test_unit_stays_within_its_bound(machine, unit, depth):
     element, total, product_error = UNITS[unit]
     a, b = ((torch.randn(depth, 16, dtype=torch.float64) * 8).to(element) for _ in range(2))
+    if unit == "UnitTf32x2":
+        a = a.bfloat16().float()
     right = a.double().mT @ b.double()
     size = a.double().abs().mT @ b.double().abs()
     # Each term is off by product_error; each of at most `depth` additions (and the product of UnitPlain, and the two
@@ -67,6 +71,20 @@ def test_unit_stays_within_its_bound(machine, unit, depth):
     # unit of a GPU cuts off instead of rounding.
     bound = (product_error + (depth + 3) * torch.finfo(total).eps) * 1.01 * size
     assert torch.all((unit_product(machine, unit, a, b).double() - right).abs() <= bound)
+
+
+@pytest.mark.parametrize("unit", ["UnitTf32", "UnitTf32x3", "UnitTf32x2"])
+def test_rows_may_lie_along_the_depth_and_columns_be_loaded_by_halves(machine, unit):
+    """The same bits as from the other layout."""
+    a, b = torch.randn(32, 16).bfloat16().float(), torch.randn(32, 16)
+    by_rows = torch.nn.functional.pad(a.mT, (0, 4), value=float("nan")).contiguous()
+    columns = torch.nn.functional.pad(b, (0, 8), value=float("nan")).contiguous()
+    out = torch.full((16, 16), float("nan"))
+    arrays = [by_rows.numpy(), columns.numpy(), out.numpy()]
+    shared_bytes = 4 * (by_rows.numel() + columns.numel())
+    kernel = f"igm::rows_product_kernel<igm::{unit}>"
+    machine.run_arrays(kernel, 1, 32, arrays, np.array([32, 24], np.int32).tobytes(), shared_bytes)
+    assert torch.equal(out, unit_product(machine, unit, a, b))
 
 
 def test_three_products_are_needed(machine):

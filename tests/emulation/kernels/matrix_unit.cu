@@ -42,6 +42,33 @@ IGM_KERNEL IGM_BLOCKS(kWarp, 1) unit_product_kernel(const UnitProduct<Unit> para
     }
 }
 
+// The same with a[row][depth] and four elements behind each row, and columns eight at a time.
+template <class Unit>
+IGM_KERNEL IGM_BLOCKS(kWarp, 1) rows_product_kernel(const UnitProduct<Unit> params) {
+    const int a_stride = params.depth + 4, a_elements = 16 * a_stride, b_elements = params.depth * params.stride;
+    float* a = reinterpret_cast<float*>(dynamic_shared());
+    float* b = a + a_elements;
+    for (int i = thread_index(); i < a_elements; i += kWarp) {
+        a[i] = params.a[i];
+    }
+    for (int i = thread_index(); i < b_elements; i += kWarp) {
+        b[i] = params.b[i];
+    }
+    barrier();
+    float sums[2][4] = {};
+    for (int depth = 0; depth < params.depth; depth += Unit::kDepth) {
+        const auto rows = Unit::load_a_by_rows(a + depth, a_stride);
+        for (int half = 0; half < 2; ++half) {
+            Unit::multiply(sums[half], rows, Unit::load_columns(b + depth * params.stride + 8 * half, params.stride));
+        }
+    }
+    for (int half = 0; half < 2; ++half) {
+        for (int i = 0; i < 4; ++i) {
+            params.out[sum_row(i) * 16 + sum_column(half, i)] = sums[half][i];
+        }
+    }
+}
+
 // One instruction on the words that the lanes are given.
 struct Fragments {
     const unsigned* a;  // [32][4]
@@ -145,6 +172,10 @@ IGM_INSTANCE(unit_product_kernel<igm::UnitHalf<igm::BFloat16>>)
 IGM_INSTANCE(unit_product_kernel<igm::UnitHalf<igm::Float16>>)
 IGM_INSTANCE(unit_product_kernel<igm::UnitTf32>)
 IGM_INSTANCE(unit_product_kernel<igm::UnitTf32x3>)
+IGM_INSTANCE(unit_product_kernel<igm::UnitTf32x2>)
+IGM_INSTANCE(rows_product_kernel<igm::UnitTf32>)
+IGM_INSTANCE(rows_product_kernel<igm::UnitTf32x3>)
+IGM_INSTANCE(rows_product_kernel<igm::UnitTf32x2>)
 IGM_INSTANCE(unit_product_kernel<igm::UnitPlain<float>>)
 IGM_INSTANCE(unit_product_kernel<igm::UnitPlain<double>>)
 IGM_INSTANCE(fragments_kernel<igm::BFloat16>)
