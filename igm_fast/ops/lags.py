@@ -154,6 +154,7 @@ def lags_pay_cuda(patches: Patches, dtype: torch.dtype) -> bool:
     possible = (
         window.stride == (1, 1, 1)
         and 1 < taps <= 64
+        and input.numel() > 0
         and dtype == torch.float32
         and input.dtype != torch.float64
         and max(patches.sizes) < 1 << 19
