@@ -4,6 +4,7 @@
 #include <array>
 
 #include "common/parallel.hpp"
+#include "covariance/patch_operand.hpp"
 #include "covariance/patch_params.hpp"
 #include "covariance/stage_params.hpp"
 #include "covariance/stage_plan.hpp"
@@ -19,8 +20,6 @@ constexpr int64_t kFewestRows = 128;
 constexpr int64_t kBlocksWanted = 396;
 // Splits begin where a step begins, whatever the tile's depth.
 constexpr int64_t kPositionUnit = 32;
-// Neighbouring channels that a warp gathers at once.
-constexpr int64_t kGatherTogether = 8;
 // What every device with matrix units gives a block.
 constexpr int64_t kSharedBytes = 99 << 10;
 // Positions and tiles are 32-bit numbers on the device.
@@ -68,151 +67,28 @@ Tile choose_tile(const PatchTask& task) {
                             : tile_of<UnitTf32x3, kJob>("igm::UnitTf32x3", DType::kFloat32);
 }
 
-int64_t element_bytes(DType dtype) {
-    return dispatch(dtype, [](auto tag) { return static_cast<int64_t>(sizeof(typename decltype(tag)::Type)); });
-}
-
-int64_t before(const PatchGeometry& geometry, int axis) { return geometry.padding[2 * (2 - axis)]; }
-
-int64_t outputs(const PatchTask& task, int axis) {
-    const PatchGeometry& geometry = task.geometry;
-    const int64_t around = before(geometry, axis) + geometry.padding[2 * (2 - axis) + 1];
-    const int64_t span = geometry.dilation[axis] * (geometry.kernel[axis] - 1) + 1;
-    return (task.input.sizes[axis + 2] + around - span) / geometry.stride[axis] + 1;
-}
-
-int64_t taps_of(const PatchGeometry& geometry) { return geometry.kernel[0] * geometry.kernel[1] * geometry.kernel[2]; }
-
-int bits_for(int64_t value) {
-    int bits = 1;
-    while (value >> bits) {
-        ++bits;
-    }
-    return bits;
-}
-
-int64_t round_up(int64_t value, int64_t step) { return divide_up(value, step) * step; }
-
-// The input as the product kernels read it: as it is, or staged. Strides in elements.
-struct Operand {
-    bool staged;
-    DType dtype;
-    int64_t channels;  // per group, with those that fill the last 16 bytes
-    int64_t together;
-    int64_t sample_stride, channel_stride;
-    std::array<int64_t, 3> axis_stride;
-};
-
-// Whether 16 bytes of a position are neighbouring channels of a group, wherever it lies.
-bool lies_in_pieces(const PatchTask& task, int64_t piece) {
-    const PatchInput& input = task.input;
-    const int64_t channels = input.sizes[1] / task.groups;
-    bool whole = (input.strides[1] == 1 || channels == 1) && channels % piece == 0 &&
-                 (input.sizes[0] == 1 || input.strides[0] % piece == 0) &&
-                 reinterpret_cast<uintptr_t>(input.data) % 16 == 0;
-    for (int axis = 0; axis < 3; ++axis) {
-        const bool fixed = input.sizes[axis + 2] == 1 && outputs(task, axis) == 1 && before(task.geometry, axis) == 0;
-        whole = whole && (fixed || input.strides[axis + 2] % piece == 0);
-    }
-    return whole;
-}
-
-Operand operand_of(const PatchTask& task, const Tile& tile) {
-    const PatchInput& input = task.input;
-    const int64_t channels = input.sizes[1] / task.groups;
-    Operand operand{false,
-                    input.dtype,
-                    channels,
-                    1,
-                    input.strides[0],
-                    input.strides[1],
-                    {input.strides[2], input.strides[3], input.strides[4]}};
-    if (!tile.in_pieces) {
-        const bool adjacent = std::abs(input.strides[1]) < std::abs(input.strides[4]);
-        operand.together = adjacent && channels % kGatherTogether == 0 ? kGatherTogether : 1;
-        return operand;
-    }
-    const int64_t piece = 16 / element_bytes(tile.element);
-    operand.staged = input.dtype != tile.element || !lies_in_pieces(task, piece);
-    if (operand.staged) {
-        operand.dtype = tile.element;
-        operand.channels = round_up(channels, piece);
-        operand.channel_stride = 1;
-        int64_t stride = task.groups * operand.channels;
-        for (int axis = 2; axis >= 0; --axis) {
-            operand.axis_stride[axis] = stride;
-            stride *= input.sizes[axis + 2];
-        }
-        operand.sample_stride = stride;
-    }
-    // Two pieces fill a sector.
-    operand.together = operand.channels % (2 * piece) == 0 ? 2 * piece : piece;
-    return operand;
-}
-
-PatchSource patch_source(const PatchTask& task, const Operand& operand) {
-    const PatchGeometry& geometry = task.geometry;
-    PatchSource source{};
-    source.dtype = static_cast<int>(operand.dtype);
-    source.element_bytes = static_cast<int>(element_bytes(operand.dtype));
-    source.sample_stride = operand.sample_stride;
-    source.channel_stride = operand.channel_stride;
-    int shift = 0;
-    for (int axis = 0; axis < 3; ++axis) {
-        source.axis_stride[axis] = operand.axis_stride[axis];
-        source.sizes[axis] = static_cast<int>(task.input.sizes[axis + 2]);
-        source.outputs[axis] = static_cast<int>(outputs(task, axis));
-        source.kernel[axis] = static_cast<int>(geometry.kernel[axis]);
-        source.step[axis] = static_cast<int>(geometry.stride[axis]);
-        source.before[axis] = static_cast<int>(before(geometry, axis));
-        source.dilation[axis] = static_cast<int>(geometry.dilation[axis]);
-        const int guard = bits_for(geometry.kernel[axis]);
-        source.shift[axis] = shift;
-        source.guards |= 1u << (shift + guard) % 32;
-        shift += guard + 1;
-    }
-    IGM_EXPECT(shift <= 32, text("kernel ", geometry.kernel[0], "×", geometry.kernel[1], "×", geometry.kernel[2]),
-               "sizes along the three axes whose bits fit into 29 on CUDA", "Move the tensors to the CPU.");
-    source.channels = static_cast<int>(operand.channels);
-    source.taps = static_cast<int>(taps_of(geometry));
-    source.together = static_cast<int>(operand.together);
-    source.rows = source.channels * source.taps;
-    return source;
-}
-
 void check_sizes(const PatchTask& task) {
     const char* way_out = "Split the input, or move it to the CPU.";
     int64_t taps = 1, positions = 1;
     for (int axis = 0; axis < 3; ++axis) {
         const PatchGeometry& geometry = task.geometry;
-        const int64_t padded = task.input.sizes[axis + 2] + before(geometry, axis) +
+        const int64_t padded = task.input.sizes[axis + 2] + padding_before(geometry, axis) +
                                geometry.padding[2 * (2 - axis) + 1] + geometry.dilation[axis] + geometry.stride[axis];
         IGM_EXPECT(padded <= kMostPositions, text("an axis of ", padded, " places with its padding"),
                    text("at most ", kMostPositions, " on CUDA"), way_out);
         taps = std::min(kMost, taps * task.geometry.kernel[axis]);
-        positions = std::min(kMost, positions * outputs(task, axis));
+        positions = std::min(kMost, positions * patch_outputs(task, axis));
     }
     IGM_EXPECT(positions <= kMostPositions, "a sample with more output positions",
                text("at most ", kMostPositions, " on CUDA"), way_out);
     IGM_EXPECT(0 < task.tuning.run_positions && task.tuning.run_positions <= kMostPositions,
                text("runs of ", task.tuning.run_positions, " positions"), text("1 … ", kMostPositions),
                "See igm_fast/ops/patches.py.");
-    int64_t reach = (task.input.sizes[1] / task.groups - 1) * std::abs(task.input.strides[1]);
-    for (int axis = 0; axis < 3; ++axis) {
-        reach +=
-            (task.geometry.kernel[axis] - 1) * task.geometry.dilation[axis] * std::abs(task.input.strides[axis + 2]);
-    }
-    IGM_EXPECT(reach <= kMost, text("an input with strides by which a patch reaches ", reach, " elements far"),
-               text("at most ", kMost, " on CUDA"), "Use .contiguous(), or move the tensors to the CPU.");
     const int64_t dim = std::min(kMost, task.input.sizes[1] / task.groups) * taps;
     IGM_EXPECT(dim <= kMostPositions / 8 && task.columns <= kMostPositions,  // 8: channels that fill 16 bytes
                text("patches of length ", dim, " and ", task.columns, " columns"),
                text("at most ", kMostPositions / 8, " on CUDA"), way_out);
 }
-
-}  // namespace
-
-namespace {
 
 // Positions are taken in runs of whole samples, or in parts of one.
 std::vector<PatchPlan::Run> make_runs(int64_t samples, int64_t per_sample, int64_t most) {
@@ -247,12 +123,12 @@ PatchPlan patch_plan(const PatchTask& task) {
     plan.unit = tile.unit;
     plan.tile_rows = tile.rows;
     plan.tile_columns = tile.columns;
-    plan.positions_per_sample = outputs(task, 0) * outputs(task, 1) * outputs(task, 2);
+    plan.positions_per_sample = patch_outputs(task, 0) * patch_outputs(task, 1) * patch_outputs(task, 2);
     const int64_t count = task.input.sizes[0] * plan.positions_per_sample;
     if (count == 0 || task.input.sizes[1] == 0) {
         return plan;
     }
-    const Operand operand = operand_of(task, tile);
+    const PatchOperand operand = patch_operand(task, tile.element, tile.in_pieces);
     plan.staged = operand.staged;
     plan.together = operand.together;
     plan.rows = operand.channels * taps_of(task.geometry);
@@ -370,7 +246,7 @@ Launches make_launches(const PatchTask& task, const void* omega, void* out, doub
     };
     const Workspace at(plan, bytes);
     unsigned char* const workspace = static_cast<unsigned char*>(workspace_data);
-    const Operand operand = operand_of(task, tile);
+    const PatchOperand operand = patch_operand(task, tile.element, tile.in_pieces);
     const PatchSource all = patch_source(task, operand);
     if (sketch) {
         launches.push_back(stage_omega_launch(task, plan, omega, workspace + at.omega));
