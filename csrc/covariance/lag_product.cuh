@@ -4,8 +4,7 @@
 //
 //   1. lag_product_kernel   R(δ)[c, e] = Σ_q x[q, c] x[q + δ, e] for up to twelve lags δ at once → partial sums
 //   2. lag_reduce_kernel    partial sums of all blocks in fixed order → products [term, c, e]
-//   3. lag_assemble_kernel  products of the right lag, less border terms → out [(c, tap), (e, tap)], one triangle or
-//   both
+//   3. lag_assemble_kernel  products of the right lag, less border terms → triangles of out [(c, tap), (e, tap)]
 //
 // Tiling of 1: a block owns 64 × 64 channels, a list of lags and a run of positions. A chunk of up to 128 positions of
 // the left channels, and the same positions of the right ones with those that the lags reach beyond them, are copied

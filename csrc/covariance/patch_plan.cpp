@@ -50,6 +50,10 @@ Tile choose_tile(const PatchTask& task) {
         return tile_of<UnitPlain<float>, kJob>("igm::UnitPlain<float>", DType::kFloat32, false);
     }
     if constexpr (kJob == kPatchCovariance) {
+        // Halves of few channels would be filled up to eight; as TF32, which holds them exactly, to four.
+        if (element_bytes(task.input.dtype) == 2 && task.input.sizes[1] <= 4 * task.groups) {
+            return tile_of<UnitTf32, kJob>("igm::UnitTf32", DType::kFloat32);
+        }
         if (task.input.dtype == DType::kBFloat16) {
             return tile_of<UnitHalf<BFloat16>, kJob>("igm::UnitHalf<igm::BFloat16>", DType::kBFloat16);
         }

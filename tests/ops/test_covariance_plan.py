@@ -122,6 +122,14 @@ def test_arithmetic_follows_dtypes_and_device(unit, changes):
     assert core.patch_plan(task((2, 8, 1, 9, 9), **changes))["unit"] == unit
 
 
+@pytest.mark.parametrize(
+    ("channels", "unit", "rows"), [(3, "igm::UnitTf32", 36), (5, "igm::UnitHalf<igm::BFloat16>", 72)]
+)
+def test_halves_of_few_channels_are_multiplied_as_tf32(channels, unit, rows):
+    plan = core.patch_plan(task((2, channels, 1, 9, 9), dtype=BFLOAT16))
+    assert (plan["unit"], plan["rows"]) == (unit, rows)
+
+
 RESNET = [(64, 56), (128, 28), (256, 14), (512, 7)]
 
 
@@ -180,7 +188,8 @@ def test_an_image_of_few_positions_is_summed_in_splits():
         ({"channels_last": True, "address": 8}, 64, True),
         ({"channels_last": True, "dtype": BFLOAT16}, 64, False),
         ({"channels_last": True, "dtype": BFLOAT16, "columns": 80}, 64, True),  # multiplied as float32
-        ({"channels_last": True, "dtype": BFLOAT16}, 4, True),
+        ({"channels_last": True, "dtype": BFLOAT16}, 4, True),  # as float32
+        ({"channels_last": True, "dtype": BFLOAT16}, 12, True),
         ({"capability": 75}, 64, False),  # gathered
         ({"sums": FLOAT64}, 64, False),
     ],
