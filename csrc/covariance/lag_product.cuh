@@ -112,7 +112,7 @@ IGM_DEVICE void lag_copy(const unsigned char* input, const int* table, int rows,
 // Which lags and positions a warp works on.
 struct alignas(16) LagShifts {
     int shift[kLagsPerWarp];  // from the left operand's first position to the right one's, in elements
-    int lags;
+    int count;
 };
 struct LagWarp {
     LagShifts lags;
@@ -174,14 +174,14 @@ IGM_DEVICE void lag_block(const LagProduct& params, LagBlock& own) {
         mine.part = role % own.item.parts;
         mine.first_lag = role / own.item.parts * own.item.lags_per_warp;
         const int left = own.item.lags - mine.first_lag;
-        mine.lags.lags = left < own.item.lags_per_warp ? left : own.item.lags_per_warp;
+        mine.lags.count = left < own.item.lags_per_warp ? left : own.item.lags_per_warp;
         if (own.first_left + Side::row(warp) >= params.channels ||
             own.first_right + Side::column(warp) >= params.channels) {
-            mine.lags.lags = 0;
+            mine.lags.count = 0;
         }
         for (int lag = 0; lag < kLagsPerWarp; ++lag) {
             mine.lags.shift[lag] = 0;
-            if (lag < mine.lags.lags) {
+            if (lag < mine.lags.count) {
                 mine.lags.shift[lag] =
                     own.item.shift[mine.first_lag + lag] * kLagStride + own.right + Side::column(warp);
             }
@@ -293,7 +293,7 @@ IGM_KERNEL IGM_BLOCKS(kLagThreads, kLagResident) lag_product_kernel(const LagPro
             }
             IGM_UNROLL
             for (int lag = 0; lag < kLagsPerWarp; ++lag) {
-                if (lag < lags.lags) {
+                if (lag < lags.count) {
                     const Element* const shifted = here + lags.shift[lag];
                     IGM_UNROLL
                     for (int j = 0; j < Side::kAcross; ++j) {
@@ -319,17 +319,17 @@ IGM_KERNEL IGM_BLOCKS(kLagThreads, kLagResident) lag_product_kernel(const LagPro
                           (warp_index() % kLagSides * item.lags + mine.first_lag) * LagSums<Side>::kPerLag * kWarp;
     for (int other = 1; other < item.parts; ++other) {
         barrier();
-        sums.for_each(mine.part == other ? mine.lags.lags : 0,
+        sums.for_each(mine.part == other ? mine.lags.count : 0,
                       [&](int index, float& sum) { shared[index * kWarp] = sum; });
         barrier();
-        sums.for_each(mine.part == 0 ? mine.lags.lags : 0,
+        sums.for_each(mine.part == 0 ? mine.lags.count : 0,
                       [&](int index, float& sum) { sum += shared[index * kWarp]; });
     }
     const int first = 4 * mine.first_lag + (2 * Side::row(warp_index()) + Side::column(warp_index())) / kLagQuarter;
     LagPair* const partials = reinterpret_cast<LagPair*>(own.partials + first * kLagQuarterEntries) + lane_index();
     IGM_UNROLL
     for (int lag = 0; lag < kLagsPerWarp; ++lag) {
-        if (mine.part == 0 && lag < mine.lags.lags) {
+        if (mine.part == 0 && lag < mine.lags.count) {
             IGM_UNROLL
             for (int i = 0; i < LagSums<Side>::kPerLag / 2; ++i) {  // pair, half, column and row of 16 × 16
                 const int pair = i % 2, half = i / 2 % 2, across = i / 4 % Side::kAcross, down = i / 4 / Side::kAcross;
