@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,13 +116,18 @@ def run_cells(
     progress = Progress(
         *columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=not console.is_terminal
     )
-    # A scheduler's SIGTERM ends the comparison as Ctrl-C does, so that no child is left behind.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Ctrl-C and a scheduler's SIGTERM are heard between two looks at the cells, where all children are known: an
+    # exception in the middle of something could leave one behind, or be lost in a destructor.
+    stop = threading.Event()
+    heard = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: stop.set()) for number in heard]
     with progress:
         task = progress.add_task("training", total=len(waiting))
         try:
             while queue or running:
-                while queue and len(running) < jobs:
+                if stop.is_set():
+                    raise KeyboardInterrupt
+                while queue and len(running) < jobs and not stop.is_set():
                     cell = queue.pop(0)
                     if (cell.data, cell.row) in rejected:
                         tail = "not tried, because this method rejected its flags with another seed"
@@ -156,7 +162,8 @@ def run_cells(
                 time.sleep(0.05)
         finally:
             _stop(running)
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in zip(heard, before, strict=True):
+                signal.signal(number, handler)
     return failed
 
 
