@@ -7,6 +7,13 @@
 
 namespace igm {
 
+namespace {
+
+// Places are 32-bit numbers on the device.
+constexpr int64_t kMostPlaces = 1 << 30;
+
+}  // namespace
+
 KernelLaunch stage_input_launch(const PatchInput& input, int64_t groups, DType dtype, int64_t pitch, void* output) {
     StageInput params{};
     params.input = input.data;
@@ -38,6 +45,9 @@ KernelLaunch stage_input_launch(const PatchInput& input, int64_t groups, DType d
         params.axis_stride[axis] = strides[axis];
     }
     const int64_t positions = sizes[0] * sizes[1] * sizes[2];
+    IGM_EXPECT(positions <= kMostPlaces, text("samples of ", positions, " places"),
+               text("at most ", kMostPlaces, " on CUDA, unless channels lie together"),
+               "Use memory_format=torch.channels_last_3d, or split the input.");
     params.groups = static_cast<int>(groups);
     params.channels = static_cast<int>(input.sizes[1] / groups);
     params.pitch = static_cast<int>(pitch);

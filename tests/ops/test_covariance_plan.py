@@ -236,6 +236,14 @@ def test_sizes_beyond_32_bits_are_refused(shape, changes, message):
         core.patch_covariance_launches(task(shape, **changes), 0, 1.0, 0)
 
 
+def test_samples_too_large_to_be_staged_are_refused_unless_they_lie_in_order():
+    changes = {"kernel": (1, 1, 1), "stride": (2, 2, 2), "padding": (0,) * 6}
+    shape = (1, 4, 2000, 2000, 2000)
+    with pytest.raises(ValueError, match=r"samples of 8000000000 places, expected at most 1073741824 .*channels_last"):
+        core.patch_covariance_launches(task(shape, **changes), 0, 1.0, 0)
+    assert core.patch_covariance_launches(task(shape, **changes, channels_last=True), 0, 1.0, 0)
+
+
 def test_kernels_whose_taps_need_more_bits_are_refused():
     big = task((1, 1, 1100, 1100, 200), kernel=(1024, 1024, 128), columns=1)
     with pytest.raises(ValueError, match=r"kernel 1024×1024×128, expected sizes .* whose bits fit into 29"):
