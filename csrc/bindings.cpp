@@ -118,7 +118,7 @@ py::dict patch_plan(const igm::PatchTask& task) {
     result["rounds"] = rounds;
     result["tile"] = py::make_tuple(plan.tile_rows, plan.tile_columns);
     result["tiles"] = py::make_tuple(plan.tiles_down, plan.tiles_across);
-    result["staged"] = plan.staged;
+    result["staged"] = plan.staged_bytes > 0;
     result["together"] = plan.together;
     result["rows"] = plan.rows;
     result["columns"] = plan.columns;

@@ -10,9 +10,9 @@
 //     UnitPlain<T>  float or double             fused multiply-add in T                  any
 //
 // Both tiles lie [depth][row or column], rows of `stride` elements: the layout in which patches and activations come
-// from memory, with no transposition on the way. Left tiles of float can also lie [row][depth] (load_a_by_rows), with
-// stride % 8 == 4. With stride % 32 == 8 (4-byte elements) or stride % 64 == 8 (2-byte
-// elements) no two lanes meet in a bank.
+// from memory, with no transposition on the way. With stride % 32 == 8 (4-byte elements) or stride % 64 == 8 (2-byte
+// elements) no two lanes meet in a bank. Left tiles of float can also lie [row][depth] (load_a_by_rows), with
+// stride % 8 == 4.
 //
 // A tile of 16 columns is loaded at once (load_b) and multiplied in halves of 8 (columns); load_columns loads a half.
 //

@@ -6,6 +6,7 @@
 
 #include "common/parallel.hpp"
 #include "covariance/moments_params.hpp"
+#include "covariance/patch_operand.hpp"
 
 namespace igm {
 
@@ -15,12 +16,6 @@ namespace {
 constexpr int64_t kThreadsWanted = 1 << 18;
 // Sizes are 32-bit numbers on the device.
 constexpr int64_t kMostAlongAxis = 1 << 30;
-
-int64_t outputs(const PatchInput& input, const PatchGeometry& geometry, int axis) {
-    const int64_t around = geometry.padding[2 * (2 - axis)] + geometry.padding[2 * (2 - axis) + 1];
-    const int64_t span = geometry.dilation[axis] * (geometry.kernel[axis] - 1) + 1;
-    return (input.sizes[axis + 2] + around - span) / geometry.stride[axis] + 1;
-}
 
 template <class Array>
 bool all_are(const Array& values, int64_t value) {
@@ -48,7 +43,7 @@ MomentsPlan moments_plan(const PatchTask& task) {
                    text("at most ", kMostAlongAxis, " on CUDA"), "Split the input, or move it to the CPU.");
     }
     const int64_t channels = seen.sizes[1], places = seen.sizes[2] * seen.sizes[3] * seen.sizes[4];
-    const int64_t seen_places = outputs(seen, geometry, 0) * outputs(seen, geometry, 1) * outputs(seen, geometry, 2);
+    const int64_t seen_places = patch_outputs(seen, geometry);
     if (channels * places * seen.sizes[0] * seen_places == 0) {
         return plan;
     }
@@ -62,7 +57,7 @@ MomentsPlan moments_plan(const PatchTask& task) {
         plan.parts.push_back({first, now, runs});
         plan.sum_doubles = std::max(plan.sum_doubles, 2 * runs * locations);
     }
-    plan.square_doubles = channels * geometry.kernel[0] * geometry.kernel[1] * geometry.kernel[2];
+    plan.square_doubles = channels * taps_of(geometry);
     return plan;
 }
 
@@ -72,9 +67,7 @@ Launches moments_launches(const PatchTask& task, void* total, void* trace, doubl
     const PatchInput& seen = plan.input;
     const bool narrow = task.sums == DType::kFloat32;
     const std::string sum = text("<", narrow ? type_name<float>() : type_name<double>(), ">");
-    const int64_t bytes =
-        dispatch(seen.dtype, [](auto tag) { return static_cast<int64_t>(sizeof(typename decltype(tag)::Type)); });
-    const int64_t taps = geometry.kernel[0] * geometry.kernel[1] * geometry.kernel[2];
+    const int64_t bytes = element_bytes(seen.dtype), taps = taps_of(geometry);
     const int64_t places = seen.sizes[2] * seen.sizes[3] * seen.sizes[4];
     double* squares = workspace + plan.sum_doubles;
     Launches launches;
@@ -116,10 +109,10 @@ Launches moments_launches(const PatchTask& task, void* total, void* trace, doubl
         for (int axis = 0; axis < 3; ++axis) {
             tap.axis_step[axis] = step[axis + 1];
             tap.sizes[axis] = static_cast<int>(seen.sizes[axis + 2]);
-            tap.outputs[axis] = static_cast<int>(outputs(seen, geometry, axis));
+            tap.outputs[axis] = static_cast<int>(patch_outputs(seen, geometry, axis));
             tap.kernel[axis] = static_cast<int>(geometry.kernel[axis]);
             tap.step[axis] = static_cast<int>(geometry.stride[axis]);
-            tap.before[axis] = static_cast<int>(geometry.padding[2 * (2 - axis)]);
+            tap.before[axis] = static_cast<int>(padding_before(geometry, axis));
             tap.dilation[axis] = static_cast<int>(geometry.dilation[axis]);
         }
         tap.taps = static_cast<int>(taps);

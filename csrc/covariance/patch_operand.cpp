@@ -27,8 +27,8 @@ bool lies_in_pieces(const PatchTask& task, int64_t piece) {
                  (input.sizes[0] == 1 || input.strides[0] % piece == 0) &&
                  reinterpret_cast<uintptr_t>(input.data) % 16 == 0;
     for (int axis = 0; axis < 3; ++axis) {
-        const bool fixed =
-            input.sizes[axis + 2] == 1 && patch_outputs(task, axis) == 1 && padding_before(task.geometry, axis) == 0;
+        const bool fixed = input.sizes[axis + 2] == 1 && patch_outputs(input, task.geometry, axis) == 1 &&
+                           padding_before(task.geometry, axis) == 0;
         whole = whole && (fixed || input.strides[axis + 2] % piece == 0);
     }
     return whole;
@@ -42,11 +42,14 @@ int64_t element_bytes(DType dtype) {
 
 int64_t padding_before(const PatchGeometry& geometry, int axis) { return geometry.padding[2 * (2 - axis)]; }
 
-int64_t patch_outputs(const PatchTask& task, int axis) {
-    const PatchGeometry& geometry = task.geometry;
+int64_t patch_outputs(const PatchInput& input, const PatchGeometry& geometry, int axis) {
     const int64_t around = padding_before(geometry, axis) + geometry.padding[2 * (2 - axis) + 1];
     const int64_t span = geometry.dilation[axis] * (geometry.kernel[axis] - 1) + 1;
-    return (task.input.sizes[axis + 2] + around - span) / geometry.stride[axis] + 1;
+    return (input.sizes[axis + 2] + around - span) / geometry.stride[axis] + 1;
+}
+
+int64_t patch_outputs(const PatchInput& input, const PatchGeometry& geometry) {
+    return patch_outputs(input, geometry, 0) * patch_outputs(input, geometry, 1) * patch_outputs(input, geometry, 2);
 }
 
 int64_t taps_of(const PatchGeometry& geometry) { return geometry.kernel[0] * geometry.kernel[1] * geometry.kernel[2]; }
@@ -95,7 +98,7 @@ PatchSource patch_source(const PatchTask& task, const PatchOperand& operand) {
     for (int axis = 0; axis < 3; ++axis) {
         source.axis_stride[axis] = operand.axis_stride[axis];
         source.sizes[axis] = static_cast<int>(task.input.sizes[axis + 2]);
-        source.outputs[axis] = static_cast<int>(patch_outputs(task, axis));
+        source.outputs[axis] = static_cast<int>(patch_outputs(task.input, geometry, axis));
         source.kernel[axis] = static_cast<int>(geometry.kernel[axis]);
         source.step[axis] = static_cast<int>(geometry.stride[axis]);
         source.before[axis] = static_cast<int>(padding_before(geometry, axis));

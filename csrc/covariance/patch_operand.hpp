@@ -13,7 +13,9 @@ namespace igm {
 
 int64_t element_bytes(DType dtype);
 int64_t padding_before(const PatchGeometry& geometry, int axis);
-int64_t patch_outputs(const PatchTask& task, int axis);
+// Output places along an axis; of all axes.
+int64_t patch_outputs(const PatchInput& input, const PatchGeometry& geometry, int axis);
+int64_t patch_outputs(const PatchInput& input, const PatchGeometry& geometry);
 int64_t taps_of(const PatchGeometry& geometry);
 inline int64_t round_up(int64_t value, int64_t step) { return divide_up(value, step) * step; }
 

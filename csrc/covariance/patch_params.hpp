@@ -37,7 +37,7 @@ struct PatchSource {
     int channels;  // per group
     int taps;
     int together;  // rows are numbered (channel / together, tap, channel % together), see patch_place
-    int rows;      // of all channels, rounded up to a multiple of `together`
+    int rows;      // channels · taps, a multiple of taps · together
 };
 
 // Products out of patches: what a block's tile consists of.
@@ -76,7 +76,7 @@ struct PatchReduction {
     int tile_rows, tile_columns;
     int tiles_down, tiles_across, first_tile, tiles;  // as in PatchProduct
     int columns;                                      // of out
-    int channels, taps, together, rows;               // as in PatchSource
+    int channels, taps, together;                     // as in PatchSource, without channels that fill 16 bytes
 };
 
 // Adds Z of all splits up, in order, into the first.

@@ -20,8 +20,6 @@ constexpr int64_t kFewestRows = 128;
 constexpr int64_t kBlocksWanted = 396;
 // Splits begin where a step begins, whatever the tile's depth.
 constexpr int64_t kPositionUnit = 32;
-// What every device with matrix units gives a block.
-constexpr int64_t kSharedBytes = 99 << 10;
 // Positions and tiles are 32-bit numbers on the device.
 constexpr int64_t kMostPositions = 1 << 30;
 constexpr int64_t kMost = 2147483647;
@@ -81,7 +79,7 @@ void check_sizes(const PatchTask& task) {
         IGM_EXPECT(padded <= kMostPositions, text("an axis of ", padded, " places with its padding"),
                    text("at most ", kMostPositions, " on CUDA"), way_out);
         taps = std::min(kMost, taps * task.geometry.kernel[axis]);
-        positions = std::min(kMost, positions * patch_outputs(task, axis));
+        positions = std::min(kMost, positions * patch_outputs(task.input, geometry, axis));
     }
     IGM_EXPECT(positions <= kMostPositions, "a sample with more output positions",
                text("at most ", kMostPositions, " on CUDA"), way_out);
@@ -127,13 +125,12 @@ PatchPlan patch_plan(const PatchTask& task) {
     plan.unit = tile.unit;
     plan.tile_rows = tile.rows;
     plan.tile_columns = tile.columns;
-    plan.positions_per_sample = patch_outputs(task, 0) * patch_outputs(task, 1) * patch_outputs(task, 2);
+    plan.positions_per_sample = patch_outputs(task.input, task.geometry);
     const int64_t count = task.input.sizes[0] * plan.positions_per_sample;
     if (count == 0 || task.input.sizes[1] == 0) {
         return plan;
     }
     const PatchOperand operand = patch_operand(task, tile.element, tile.in_pieces);
-    plan.staged = operand.staged;
     plan.together = operand.together;
     plan.rows = operand.channels * taps_of(task.geometry);
     plan.columns = tile.in_pieces ? round_up(task.columns, 4) : task.columns;
@@ -242,10 +239,8 @@ Launches make_launches(const PatchTask& task, const void* omega, void* out, doub
     const int64_t channels = task.input.sizes[1] / task.groups, dim = channels * taps_of(task.geometry);
     const char* const sum = task.sums == DType::kFloat64 ? type_name<double>() : type_name<float>();
     const auto instance = [&](int job) { return text("igm::patch_product_kernel<", plan.unit, ", ", job, ">"); };
-    DeviceLimits limits;
-    limits.max_shared_bytes = tile.in_pieces ? kSharedBytes : limits.max_shared_bytes;
     const auto add = [&](const std::string& kernel, const LaunchPlan& launch, const auto& params) {
-        check_plan(kernel.c_str(), launch, limits);
+        check_plan(kernel.c_str(), launch, {});
         launches.push_back(make_launch(kernel, launch, params));
     };
     const Workspace at(plan, bytes);
@@ -313,8 +308,7 @@ Launches make_launches(const PatchTask& task, const void* omega, void* out, doub
             }
             product.right = workspace + at.image;
             product.result = workspace;
-            product.split_depths =
-                static_cast<int>(divide_up(divide_up(run.positions, round.splits), kPositionUnit) * kPositionUnit);
+            product.split_depths = static_cast<int>(round_up(divide_up(run.positions, round.splits), kPositionUnit));
             product.tiles_down = static_cast<int>(plan.tiles_down);
             product.tiles_across = static_cast<int>(plan.tiles_across);
             product.first_tile = static_cast<int>(round.first_tile);
@@ -339,7 +333,6 @@ Launches make_launches(const PatchTask& task, const void* omega, void* out, doub
         reduction.channels = static_cast<int>(channels);
         reduction.taps = all.taps;
         reduction.together = all.together;
-        reduction.rows = all.rows;
         add(text("igm::patch_reduction_kernel<", sum, ", ", bool_name(!sketch), ">"),
             {round.tiles * (tile.rows / kReductionRows), kReductionThreads,
              tile.columns * (kReductionRows * int64_t{sizeof(double)} + 2 * int64_t{sizeof(int)})},

@@ -48,8 +48,8 @@ struct PatchPlan {
         int64_t first_tile, tiles;  // among those of these groups
         int64_t splits;             // of each run
     };
-    std::string unit;      // the arithmetic, as instances are named
-    bool staged;           // the samples of each run are staged first (stage.cuh)
+    std::string unit;  // the arithmetic, as instances are named
+
     int64_t together;      // how rows are numbered, see patch_place
     int64_t rows;          // of a group's patches, with those of the channels that fill the last 16 bytes
     int64_t columns;       // of Ω and Z in the workspace
@@ -62,7 +62,7 @@ struct PatchPlan {
     std::vector<Round> rounds;
     // Workspace: partial sums, the image Z and the staged Ω, of dtype `sums`; the staged input.
     int64_t partial_elements, image_elements, omega_elements, masks;
-    int64_t staged_bytes;
+    int64_t staged_bytes;  // of a run's samples, or none (stage.cuh)
 };
 
 // Empty runs and rounds where there is nothing to add.

@@ -72,7 +72,7 @@ IGM_KERNEL IGM_BLOCKS(kReductionThreads, kReductionResident) patch_reduction_ker
     for (int i = warp_index(); i < kReductionRows; i += kReductionThreads / kWarp) {
         const int row = first_row + i;
         const PatchPlace at = patch_place(params.taps, params.together, row);
-        if (row >= params.rows || at.channel >= params.channels) {
+        if (at.channel >= params.channels) {
             continue;
         }
         const int out_row = at.channel * params.taps + at.tap;

@@ -55,12 +55,12 @@ IGM_DEVICE PatchPosition patch_position(const PatchSource& source, int group, in
     return result;
 }
 
-// A row without a channel lies outside of the input everywhere.
+// A row beyond the last one lies outside of the input everywhere.
 IGM_DEVICE PatchRow patch_row(const PatchSource& source, int row) {
-    const PatchPlace place = patch_place(source.taps, source.together, row);
-    if (row >= source.rows || place.channel >= source.channels) {
+    if (row >= source.rows) {
         return {0, static_cast<unsigned>(source.kernel[2]) << source.shift[2]};
     }
+    const PatchPlace place = patch_place(source.taps, source.together, row);
     int rest = place.tap;
     PatchRow result{static_cast<int>(place.channel * source.channel_stride), 0u};
     for (int axis = 2; axis >= 0; --axis) {

@@ -166,7 +166,7 @@ def test_launches_of_a_sketch():
     assert launched(launches) == [*expected, ("patch_reduction_kernel", 3 * 192 / 16)]
     products = [launch.kernel[-3:] for launch in launches if "product" in launch.kernel]
     assert products == [" 1>", " 2>"] * len(plan["runs"])
-    assert all(launch.shared_bytes <= 99 << 10 and launch.block <= 256 for launch in launches)
+    assert all(launch.shared_bytes <= 48 << 10 and launch.block <= 256 for launch in launches)
 
 
 def test_an_image_of_few_positions_is_summed_in_splits():
